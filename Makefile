@@ -1,0 +1,36 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each makes its environment first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := runs/demo
+
+.PHONY: demo test lint bench-step clean
+.DEFAULT_GOAL := help
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "torch_qsgd needs Python 3.11 or newer; set PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,bench]"
+	@touch $@
+
+demo: $(READY)  ## train a pruned residual network on real images and compare (about 3 minutes)
+	$(BIN)/python -m torch_qsgd train --data digits --compare --output $(DEMO)
+
+test: $(READY)  ## run the whole test suite
+	$(BIN)/python -m pytest -q
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench-step: $(READY)  ## cost of one window step, in gradient evaluations
+	$(BIN)/python benchmarks/step_cost.py
+
+clean:  ## remove the environment and what runs have left
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

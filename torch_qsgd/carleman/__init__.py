@@ -1,0 +1,1 @@
+"""Representations of a window of SGD as a truncated discrete Carleman system."""

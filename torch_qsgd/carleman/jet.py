@@ -1,0 +1,117 @@
+r"""The jet representation: the first block of the truncated Carleman system, at any model size.
+
+A window of SGD expands the parameters around their **anchor** :math:`\theta^*`, their values at
+upload. For the homogeneous Carleman system truncated at order N, the first block of the solution
+is exactly :math:`(1, \sum_{k=1}^{N} c_k)`, where the **jets** :math:`c_k` are N vectors of the
+parameters' size. They obey the update rule of SGD, order by order in a counting variable
+:math:`\varepsilon` of the path :math:`\theta^* + \sum_k \varepsilon^k c_k`:
+
+.. math::
+    d_k = s\,[\varepsilon^k]\nabla L_t + \lambda c_k + \delta_{k1}(s\,g_t + \lambda\theta^*)
+
+    v_k \leftarrow \mu v_k + (1 - \tau) d_k, \qquad
+    c_k \leftarrow c_k - \eta_t\,(d_k + \mu v_k \text{ if Nesterov, else } v_k)
+
+with learning rate η, momentum μ, dampening τ, weight decay λ, and s = −1 to maximise, else 1.
+The anchor's own terms enter at order 1, because the homogeneous form counts its constant 1 as
+part of the first block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Tensors = list[Tensor]
+
+
+def jet_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Jets of half-precision parameters are kept in float32: they are small beside the anchor."""
+    return torch.float32 if dtype.itemsize < 4 else dtype
+
+
+def jet_sgd(
+    anchor: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    coefficients: Sequence[Tensors] | None,
+    jets: Sequence[Tensors],
+    velocities: Sequence[Tensors] | None,
+    masks: Sequence[Tensor | None],
+    fresh: Sequence[bool],
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> None:
+    r"""One step of SGD on the jets, in place: one block row of the Carleman system.
+
+    Args:
+        anchor: :math:`\theta^*`, one tensor a parameter; read only.
+        gradients: :math:`g_t` at the anchor; read only.
+        coefficients: :math:`[\varepsilon^k]\nabla L_t`, k = 1…N; overwritten. ``None`` where all
+            are zero, as in a window's first step.
+        jets: :math:`c_1 … c_N`, in :func:`jet_dtype`; updated.
+        velocities: :math:`v_1 … v_N`; updated. ``None`` without momentum.
+        masks: bool, True where a coordinate is active; ``None`` where all are.
+        fresh: True for a parameter whose momentum starts with this step: as in PyTorch, its
+            first velocity is the gradient itself, undampened.
+        lr, momentum, dampening, weight_decay, nesterov, maximize: as in ``torch.optim.SGD``.
+
+    Cost: 5N to 8N passes over the parameters, all in ``torch._foreach_*``.
+    """
+    sign = -1.0 if maximize else 1.0
+    masked = [i for i, mask in enumerate(masks) if mask is not None]
+    # Without coefficients the path is still a point: only the constant term moves, at order 1.
+    for k, jet in enumerate(jets if coefficients is not None else jets[:1]):
+        dtypes = [c.dtype for c in jet]
+        if coefficients is None:
+            update = [torch.zeros_like(c) for c in jet]
+        else:
+            update = _cast(coefficients[k], dtypes)
+            if maximize:
+                torch._foreach_neg_(update)
+        if k == 0:
+            torch._foreach_add_(update, _cast(gradients, dtypes), alpha=sign)
+            if weight_decay:
+                torch._foreach_add_(update, _cast(anchor, dtypes), alpha=weight_decay)
+        if weight_decay:
+            torch._foreach_add_(update, jet, alpha=weight_decay)
+        if masked:
+            torch._foreach_mul_([update[i] for i in masked], [masks[i] for i in masked])
+        if velocities is not None:
+            velocity = velocities[k]
+            torch._foreach_mul_(velocity, momentum)
+            for first in {*fresh}:
+                of_kind = [i for i, f in enumerate(fresh) if f == first]
+                torch._foreach_add_(
+                    [velocity[i] for i in of_kind],
+                    [update[i] for i in of_kind],
+                    alpha=1.0 if first else 1.0 - dampening,
+                )
+            if nesterov:
+                torch._foreach_add_(update, velocity, alpha=momentum)
+            else:
+                update = velocity
+        torch._foreach_add_(jet, update, alpha=-lr)
+
+
+def _cast(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> Tensors:
+    return [t.to(dtype) for t, dtype in zip(tensors, dtypes, strict=True)]
+
+
+def summed(jets: Sequence[Tensors]) -> Tensors:
+    """The displacement from the anchor, Σ_k c_k, as new tensors. Cost: N passes."""
+    total = [c.clone() for c in jets[0]]
+    for jet in jets[1:]:
+        torch._foreach_add_(total, jet)
+    return total
+
+
+def norm(tensors: Tensors) -> Tensor:
+    """Euclidean norm over all coordinates of all tensors, a scalar. Cost: one pass."""
+    return torch.nn.utils.get_total_norm(tensors)

@@ -1,0 +1,333 @@
+"""The command line: ``python -m torch_qsgd``."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import nn
+
+from torch_qsgd.data import ImageData, load_data
+from torch_qsgd.errors import DivergenceError, GraphError
+from torch_qsgd.models import ACTIVATIONS, NORMS, build_model
+from torch_qsgd.optim import QuantumSGD
+from torch_qsgd.training import History, WindowReport, endless, train
+
+app = typer.Typer(
+    help="Train pruned networks by windows of a truncated Carleman system.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _main() -> None:
+    """Train pruned networks by windows of a truncated Carleman system."""
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """One way to train, in a comparison."""
+
+    name: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
+class _Reporter:
+    """One line a window, beside a progress bar."""
+
+    _WIDTHS = (11, 5, 19, 12, 11, 9)
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        self._console, self._progress = console, progress
+
+    def header(self) -> None:
+        names = ("steps", "T", "loss before → after", "error vs SGD", "‖c_N‖/‖c_1‖", "active")
+        self._line(names, style="bold")
+
+    def window(self, report: WindowReport) -> None:
+        record = report.record
+        self._line(
+            (
+                f"{report.start}–{report.stop}",
+                str(record.steps),
+                f"{report.before.loss:.4f} → {report.after.loss:.4f}",
+                f"{report.error:.2%}",
+                f"{record.jet_ratio:.2e}",
+                f"{record.active:,}",
+            )
+        )
+
+    def _line(self, cells: tuple[str, ...], style: str = "") -> None:
+        text = "  ".join(c.rjust(w) for c, w in zip(cells, self._WIDTHS, strict=True))
+        self._progress.console.print(text, style=style, highlight=False, soft_wrap=True)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("time left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def _summary(runs: list[History], seconds: dict[str, float]) -> Table:
+    table = Table(title="At the end, on the validation images", title_justify="left")
+    table.add_column("run")
+    for name in ("active weights", "of all", "loss", "accuracy", "seconds"):
+        table.add_column(name, justify="right")
+    for run in runs:
+        final = run.final
+        table.add_row(
+            run.name,
+            f"{run.active:,}",
+            f"{run.active / run.total:.1%}",
+            f"{final.loss:.4f}",
+            f"{final.accuracy:.1%}",
+            f"{seconds[run.name]:.0f}",
+        )
+    return table
+
+
+def _cap(batches: Any, most: int | None) -> list[Any]:
+    """The validation batches, read once and kept, at most so many."""
+    kept = []
+    for batch in batches:
+        if most is not None and len(kept) >= most:
+            break
+        kept.append(tuple(batch))
+    return kept
+
+
+def _fail(error: Exception) -> typer.Exit:
+    Console(stderr=True).print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
+    return typer.Exit(2)
+
+
+@app.command("train")
+def train_command(
+    data: Annotated[
+        str, typer.Option(help="digits, cifar100, or a folder with train/ and val/ image folders.")
+    ],
+    model: Annotated[
+        str,
+        typer.Option(help="resnet, resnet-7m, resnet-103m, or one of torchvision's ResNets."),
+    ] = "resnet",
+    width: Annotated[int | None, typer.Option(help="Channels of the first stage.")] = None,
+    depth: Annotated[int | None, typer.Option(help="Layers: 8, 14, 20, … (6n + 2).")] = None,
+    activation: Annotated[str | None, typer.Option(help=", ".join(ACTIVATIONS) + ".")] = None,
+    norm: Annotated[str | None, typer.Option(help=", ".join(NORMS) + ".")] = None,
+    density: Annotated[float, typer.Option(help="Share of prunable weights kept.")] = 0.1,
+    window: Annotated[int, typer.Option(help="Steps in a window, T.")] = 100,
+    order: Annotated[int, typer.Option(help="Truncation order, N.")] = 2,
+    classical_steps: Annotated[int, typer.Option(help="Dense steps between windows.")] = 10,
+    windows: Annotated[int, typer.Option(help="Windows to train for.")] = 4,
+    pruning: Annotated[str, typer.Option(help="How masks are chosen.")] = "magnitude",
+    tolerance: Annotated[
+        float, typer.Option(help="End a window once ‖c_N‖/‖c_1‖ passes this.")
+    ] = math.inf,
+    warmup: Annotated[int, typer.Option(help="Dense SGD steps before the first upload.")] = 100,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.01,
+    momentum: Annotated[float, typer.Option(help="Momentum.")] = 0.0,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 0.0,
+    batch_size: Annotated[int, typer.Option(help="Images a batch.")] = 64,
+    augment: Annotated[bool, typer.Option(help="Random crops and flips.")] = True,
+    image_size: Annotated[int | None, typer.Option(help="Side in pixels.")] = None,
+    eval_batches: Annotated[
+        int | None, typer.Option(help="Most validation batches to evaluate on.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option(help="Also train with masked SGD and with dense SGD.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    workers: Annotated[int, typer.Option(help="Processes that read images.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and masks.")] = 0,
+    output: Annotated[Path, typer.Option(help="Folder for curves, log and weights.")] = Path(
+        "runs/train"
+    ),
+) -> None:
+    """Train a network with QuantumSGD and measure every window against true SGD.
+
+    Example: python -m torch_qsgd train --data digits --compare
+    """
+    console = Console()
+    shape = {"width": width, "depth": depth, "activation": activation, "norm": norm}
+    chosen: dict[str, Any] = {k: v for k, v in shape.items() if v is not None}
+    options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+    try:
+        torch.manual_seed(seed)
+        images = load_data(
+            data,
+            batch_size=batch_size,
+            seed=seed,
+            augment=augment,
+            image_size=image_size,
+            workers=workers,
+        )
+        network = build_model(model, images.classes, images.channels, **chosen).to(device)
+        arms = _arms(
+            network,
+            compare,
+            seed,
+            options,
+            {
+                "density": density,
+                "window": window,
+                "order": order,
+                "classical_steps": classical_steps,
+                "pruning": pruning,
+                "tolerance": tolerance,
+            },
+        )
+        output.mkdir(parents=True, exist_ok=True)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        raise _fail(error) from None
+    total = sum(p.numel() for p in network.parameters())
+    console.print(f"{model} on {data}: {total:,} parameters, {images.classes} classes, seed {seed}")
+    histories: list[History] = []
+    seconds: dict[str, float] = {}
+    try:
+        _run(console, arms, images, warmup, windows, eval_batches, options, histories, seconds)
+    except KeyboardInterrupt:
+        console.print("interrupted: what was measured so far is kept")
+        raise typer.Exit(130) from None
+    except (DivergenceError, GraphError, torch.OutOfMemoryError) as error:
+        raise _fail(error) from None
+    finally:
+        if histories:
+            _write(console, output, histories, seconds, arms[0].model, f"{model} on {data}")
+
+
+def _arms(
+    network: nn.Module,
+    compare: bool,
+    seed: int,
+    options: dict[str, Any],
+    quantum: dict[str, Any],
+) -> list[_Arm]:
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    def arm(name: str, cycle: dict[str, Any] | None) -> _Arm:
+        model = copy.deepcopy(network)
+        if cycle is None:
+            return _Arm(name, model, torch.optim.SGD(model.parameters(), **options))
+        optimizer = QuantumSGD(
+            model.parameters(),
+            **options,
+            **cycle,
+            model=model,
+            loss_fn=nn.functional.cross_entropy,
+            generator=generator(),
+        )
+        return _Arm(name, model, optimizer)
+
+    arms = [arm("QuantumSGD", quantum)]
+    if compare:
+        masked = {"density": quantum["density"], "pruning": quantum["pruning"], "window": 0}
+        arms += [arm("masked SGD", masked), arm("dense SGD", None)]
+    return arms
+
+
+def _run(
+    console: Console,
+    arms: list[_Arm],
+    images: ImageData,
+    warmup: int,
+    windows: int,
+    eval_batches: int | None,
+    options: dict[str, Any],
+    histories: list[History],
+    seconds: dict[str, float],
+) -> None:
+    """Train every arm from the same dense weights, on the same batches."""
+    device = next(arms[0].model.parameters()).device
+    validation = _cap(images.validation, eval_batches)
+    cycle = arms[0].optimizer.param_groups[0]
+    every = max(1, cycle["window"] // 4)
+    # The last download ends the run, so that the weights compared are pruned ones; windows may
+    # end early, so the other arms take as many steps as the first did.
+    steps = windows * (cycle["window"] + cycle["classical_steps"])
+    batches = endless(images.train)
+    loss_fn = nn.functional.cross_entropy
+    with _progress(console) as progress:
+        if warmup:
+            bar = progress.add_task("dense start", total=warmup)
+            first = torch.optim.SGD(arms[0].model.parameters(), **options)
+            for _ in range(warmup):
+                inputs, labels = (t.to(device) for t in next(batches))
+                first.zero_grad()
+                loss_fn(arms[0].model(inputs), labels).backward()
+                first.step()
+                progress.advance(bar)
+            arms[0].model.zero_grad()
+            progress.remove_task(bar)
+        start = copy.deepcopy(arms[0].model.state_dict())
+        order = images.train.generator.get_state() if images.train.generator is not None else None
+        for arm in arms:
+            arm.model.load_state_dict(start)
+            if order is not None and images.train.generator is not None:
+                images.train.generator.set_state(order)
+            reporter = _Reporter(console, progress)
+            if isinstance(arm.optimizer, QuantumSGD) and arm.optimizer.param_groups[0]["window"]:
+                reporter.header()
+            bar = progress.add_task(arm.name, total=steps)
+            history = History(arm.name)
+            histories.append(history)
+            began = time.perf_counter()
+            try:
+                train(
+                    arm.name,
+                    arm.model,
+                    loss_fn,
+                    arm.optimizer,
+                    endless(images.train),
+                    validation,
+                    steps=steps,
+                    every=every,
+                    windows=windows if arm is arms[0] else None,
+                    history=history,
+                    on_step=lambda step, bar=bar: progress.update(bar, completed=step),  # type: ignore[misc]
+                    on_window=reporter.window,
+                )
+            finally:
+                seconds[arm.name] = time.perf_counter() - began
+            steps = history.final.step
+            progress.remove_task(bar)
+
+
+def _write(
+    console: Console,
+    output: Path,
+    histories: list[History],
+    seconds: dict[str, float],
+    model: nn.Module,
+    title: str,
+) -> None:
+    from torch_qsgd.report.curves import plot_curves
+
+    measured = [h for h in histories if h.evaluations]
+    if not measured:
+        return
+    console.print(_summary(measured, seconds))
+    log = [{**h.to_json(), "seconds": seconds[h.name]} for h in measured]
+    (output / "run.json").write_text(json.dumps({"title": title, "runs": log}, indent=1))
+    plot_curves(measured, output / "curves.png", title)
+    torch.save(model.state_dict(), output / "model.pt")
+    console.print(f"curves: {output}/curves.png   log: {output}/run.json   weights: {output}/model.pt")

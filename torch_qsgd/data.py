@@ -1,0 +1,148 @@
+"""Images to train on: scikit-learn's digits, CIFAR-100, or any ``ImageFolder`` tree."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision import datasets, transforms
+
+#: Mean and deviation of natural images, channel by channel, as used for ImageNet.
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Loaders of one image task.
+
+    Attributes:
+        train: shuffled batches (images, labels), the last incomplete one dropped.
+        validation: batches in order.
+        classes: number of labels.
+        channels: channels of the images.
+    """
+
+    train: DataLoader[Any]
+    validation: DataLoader[Any]
+    classes: int
+    channels: int
+
+
+def _digits(seed: int) -> tuple[Dataset[Any], Dataset[Any], int, int]:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1)
+    images = (images - images.mean()) / images.std()
+    labels = torch.tensor(digits.target)
+    first, second = train_test_split(
+        range(len(labels)), test_size=0.2, random_state=seed, stratify=digits.target
+    )
+    train, validation = (TensorDataset(images[i], labels[i]) for i in (first, second))
+    return train, validation, 10, 1
+
+
+def _transform(size: int, augment: bool) -> Any:
+    steps: list[Any] = [transforms.Resize((size, size))]
+    if augment:
+        steps += [transforms.RandomCrop(size, padding=size // 8), transforms.RandomHorizontalFlip()]
+    return transforms.Compose(
+        [*steps, transforms.ToTensor(), transforms.Normalize(_MEAN, _DEVIATION)]
+    )
+
+
+def _image_folder(
+    root: Path, augment: bool, size: int | None
+) -> tuple[Dataset[Any], Dataset[Any], int, int]:
+    for part in ("train", "val"):
+        if not (root / part).is_dir():
+            raise ValueError(
+                f"{root} has no {part}/ folder: an image tree holds train/CLASS/*.jpg and "
+                "val/CLASS/*.jpg"
+            )
+    try:
+        probe = datasets.ImageFolder(root / "train")
+        size = size or min(probe[0][0].size)
+        train = datasets.ImageFolder(root / "train", _transform(size, augment))
+        validation = datasets.ImageFolder(root / "val", _transform(size, False))
+    except FileNotFoundError as error:
+        raise ValueError(f"{root} is no tree of images: {error}") from error
+    if train.classes != validation.classes:
+        raise ValueError(f"{root}: train/ and val/ hold different classes")
+    return train, validation, len(train.classes), 3
+
+
+def _cifar100(
+    root: Path, augment: bool, size: int | None
+) -> tuple[Dataset[Any], Dataset[Any], int, int]:
+    size = size or 32
+    try:
+        train = datasets.CIFAR100(root, True, _transform(size, augment), download=True)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"CIFAR-100 is not in {root} and could not be downloaded ({error}): put "
+            "cifar-100-python.tar.gz there, or give --data the path of an image tree"
+        ) from error
+    return train, datasets.CIFAR100(root, False, _transform(size, False)), 100, 3
+
+
+def load_data(
+    source: str,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    augment: bool = True,
+    image_size: int | None = None,
+    workers: int = 0,
+    root: str | Path = "data",
+) -> ImageData:
+    """Load an image task.
+
+    Args:
+        source: ``"digits"`` (8×8, bundled with scikit-learn), ``"cifar100"``, or the path of a
+            tree with train/ and val/ folders, one folder a class in each.
+        batch_size: images a batch, at least 1.
+        seed: of the order of batches, and of the digits' split (four fifths for training).
+        augment: random crops and flips of the training images; never of digits.
+        image_size: side in pixels; by default that of the first image. Digits stay 8×8.
+        workers: processes that read images.
+        root: where CIFAR-100 lies or is downloaded to.
+
+    Raises:
+        ValueError: where the data is not there or does not have the layout.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if source == "digits":
+        train, validation, classes, channels = _digits(seed)
+    elif source == "cifar100":
+        train, validation, classes, channels = _cifar100(Path(root), augment, image_size)
+    elif Path(source).is_dir():
+        train, validation, classes, channels = _image_folder(Path(source), augment, image_size)
+    else:
+        raise ValueError(
+            f"no data {source!r}: give 'digits', 'cifar100', or the path of a folder with train/ "
+            "and val/"
+        )
+    if len(cast(Sized, train)) < batch_size:
+        raise ValueError(
+            f"batch_size {batch_size} is larger than the {len(cast(Sized, train))} training images"
+        )
+    return ImageData(
+        train=DataLoader(
+            train,
+            batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=workers,
+            generator=torch.Generator().manual_seed(seed),
+        ),
+        validation=DataLoader(validation, max(batch_size, 256), num_workers=workers),
+        classes=classes,
+        channels=channels,
+    )

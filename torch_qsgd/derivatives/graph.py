@@ -1,0 +1,80 @@
+"""What a gradient's graph must not hold if higher derivatives are to be had from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from torch_qsgd.errors import GraphError
+
+#: Where each way to get derivatives is described in the error messages below.
+RECORDING = "put the forward and the backward pass under `with opt.recording():`"
+
+#: Right to first order in reverse mode; wrong, or missing, beyond.
+_NATIVE_NORMALIZATION = (
+    "NativeBatchNorm",
+    "CudnnBatchNorm",
+    "MiopenBatchNorm",
+    "NativeLayerNorm",
+    "FusedRmsNorm",
+)
+
+#: No second derivative in PyTorch at all; the reason, and what to change.
+_NO_SECOND_DERIVATIVE = {
+    "CompiledFunction": "torch.compile keeps no second derivative: train the uncompiled model",
+    "ScaledDotProduct": (
+        "fused attention has no second derivative: choose `SDPBackend.MATH`, or " + RECORDING
+    ),
+    "CheckpointFunction": (
+        "reentrant checkpointing cuts the graph: pass `use_reentrant=False` to `checkpoint`"
+    ),
+    "SyncBatchNorm": "SyncBatchNorm has no second derivative: use BatchNorm or GroupNorm",
+    "CudnnRnn": (
+        "cuDNN's recurrent layers have no second derivative: run the forward pass under "
+        "`torch.backends.cudnn.flags(enabled=False)`"
+    ),
+}
+
+
+def _nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
+    """Every node of the graph behind ``tensors``, once."""
+    stack = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        yield node
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+
+
+def refuse_unusable_graph(gradients: Iterable[Tensor], order: int) -> None:
+    """Raise where the graph of ``gradients`` gives wrong Taylor coefficients up to ``order``.
+
+    Args:
+        gradients: gradients with respect to the parameters, with their graph.
+        order: highest coefficient wanted; first-order ones survive native normalisations.
+
+    Raises:
+        GraphError: names the operation found and the line to change.
+
+    Cost: one visit a node, about 1 µs each.
+    """
+    for node in _nodes(gradients):
+        name = node.name()
+        for prefix, advice in _NO_SECOND_DERIVATIVE.items():
+            if name.startswith(prefix):
+                raise GraphError(f"the gradient's graph holds {name}: {advice}.")
+        if order < 2 or not name.startswith(_NATIVE_NORMALIZATION):
+            continue
+        # In eval mode batch normalisation is affine, and its derivatives are right.
+        if "BackwardBackward" in name or not getattr(node, "_saved_training", True):
+            continue
+        raise GraphError(
+            f"the gradient's graph holds {name}, whose derivatives beyond the first PyTorch gets "
+            f"wrong or lacks, and order {order} needs them: {RECORDING}, so that normalisations "
+            "are composed of primitives."
+        )

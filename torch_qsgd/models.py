@@ -1,0 +1,165 @@
+"""The package's residual network for small images, with presets at the paper's two sizes.
+
+References:
+    [He2016] He, Zhang, Ren, Sun, *Deep residual learning for image recognition*, CVPR 2016,
+    section 4.2: three stages of n basic blocks, 6n + 2 layers.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torchvision
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+}
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "group": lambda channels: nn.GroupNorm(min(8, channels), channels),
+    "instance": lambda channels: nn.InstanceNorm2d(channels, affine=True),
+    "none": lambda channels: nn.Identity(),
+}
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """Shape of a residual network.
+
+    Attributes:
+        width: channels of the first stage, a multiple of 8 with group normalisation; the next
+            two stages have twice and four times as many.
+        depth: layers, 6n + 2 for n blocks a stage.
+        activation: a key of :data:`ACTIVATIONS`.
+        norm: a key of :data:`NORMS`.
+        channels: channels of the images.
+    """
+
+    width: int = 16
+    depth: int = 20
+    activation: str = "relu"
+    norm: str = "batch"
+    channels: int = 3
+
+
+#: 7 and 103 million parameters at 100 classes: the sizes of the paper's two experiments.
+PRESETS: dict[str, ResNetConfig] = {
+    "resnet-7m": ResNetConfig(width=80, depth=20),
+    "resnet-103m": ResNetConfig(width=176, depth=56),
+}
+
+
+class _BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut, 1×1 where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, config: ResNetConfig) -> None:
+        super().__init__()
+        norm, activation = NORMS[config.norm], ACTIVATIONS[config.activation]
+        bias = config.norm == "none"
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=bias)
+        self.norm1 = norm(outputs)
+        self.activation1 = activation()
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=bias)
+        self.norm2 = norm(outputs)
+        self.activation2 = activation()
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=bias), norm(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm2(self.conv2(self.activation1(self.norm1(self.conv1(x)))))
+        return self.activation2(y + self.shortcut(x))
+
+
+class ResNet(nn.Sequential):
+    """Residual network for images of about 8×8 to 64×64 pixels [He2016].
+
+    Args:
+        classes: number of outputs, at least 2.
+        config: its shape.
+
+    Raises:
+        ValueError: for a shape that does not exist.
+
+    Example:
+        >>> import torch
+        >>> net = ResNet(10, ResNetConfig(width=8, depth=8, norm="group", channels=1))
+        >>> net(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, classes: int, config: ResNetConfig = ResNetConfig()) -> None:
+        _check(classes, config)
+        blocks: list[nn.Module] = []
+        inputs = config.width
+        for stage in range(3):
+            outputs = config.width * 2**stage
+            for block in range((config.depth - 2) // 6):
+                stride = 2 if stage > 0 and block == 0 else 1
+                blocks.append(_BasicBlock(inputs, outputs, stride, config))
+                inputs = outputs
+        super().__init__(
+            nn.Conv2d(config.channels, config.width, 3, 1, 1, bias=config.norm == "none"),
+            NORMS[config.norm](config.width),
+            ACTIVATIONS[config.activation](),
+            *blocks,
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(inputs, classes),
+        )
+
+
+def _check(classes: int, config: ResNetConfig) -> None:
+    if classes < 2:
+        raise ValueError(f"classes must be at least 2, got {classes}")
+    if config.depth < 8 or (config.depth - 2) % 6:
+        raise ValueError(f"depth must be 8, 14, 20, … (6n + 2), got {config.depth}")
+    if config.width < 1 or config.channels < 1:
+        raise ValueError(f"width and channels must be positive, got {asdict(config)}")
+    for kind, known in (("activation", ACTIVATIONS), ("norm", NORMS)):
+        given = getattr(config, kind)
+        if given not in known:
+            raise ValueError(f"{kind} must be one of {', '.join(known)}, got {given!r}")
+    if config.norm == "group" and config.width % min(8, config.width):
+        raise ValueError(f"width must be a multiple of 8 with group norm, got {config.width}")
+
+
+def build_model(name: str, classes: int, channels: int = 3, **shape: str | int) -> nn.Module:
+    """Build a network by name.
+
+    Args:
+        name: ``"resnet"`` or one of :data:`PRESETS` for the package's own network; any of
+            torchvision's ResNets otherwise, with its 224-pixel stem.
+        classes: number of outputs.
+        channels: channels of the images.
+        **shape: fields of :class:`ResNetConfig` to change, for the package's own network.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known one; for a shape that torchvision
+            does not let choose.
+    """
+    if name == "resnet" or name in PRESETS:
+        config = PRESETS.get(name, ResNetConfig())
+        return ResNet(classes, ResNetConfig(**{**asdict(config), "channels": channels, **shape}))
+    theirs = [n for n in torchvision.models.list_models(torchvision.models) if "resnet" in n]
+    if name not in theirs:
+        known = ["resnet", *PRESETS, *theirs]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown model {name!r}{hint} Known: {', '.join(known)}")
+    if shape or channels != 3:
+        raise ValueError(
+            f"{name} is torchvision's, for 3 channels: {', '.join(shape) or 'channels'} can be "
+            "chosen only for 'resnet' and its presets"
+        )
+    model: nn.Module = torchvision.models.get_model(name, num_classes=classes)
+    return model

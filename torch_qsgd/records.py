@@ -1,0 +1,65 @@
+"""What the optimizer's cycle keeps: where it stands, and a record of each finished window."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class WindowRecord:
+    """One finished window.
+
+    Attributes:
+        steps: T, the steps taken in it.
+        jet_norms: ‖c_1‖ … ‖c_N‖ at its end.
+        displacement: ‖u‖, the Euclidean length of the downloaded displacement.
+        active: the number of active coordinates.
+        reason: why it ended: ``"length"``, ``"tolerance"``, or ``"requested"``.
+        loss: loss of the last step's batch at the anchor; ``None`` where no loss was seen.
+        predicted_loss: the same batch's loss at the weights that step started from, by the
+            jets' own Taylor series to order N; ``None`` where no loss was seen.
+        solver_error: relative error made by the linear solver.
+    """
+
+    steps: int
+    jet_norms: tuple[float, ...]
+    displacement: float
+    active: int
+    reason: str
+    loss: float | None
+    predicted_loss: float | None
+    solver_error: float
+
+    @property
+    def jet_ratio(self) -> float:
+        """‖c_N‖/‖c_1‖: how fast the Taylor series falls. 0 where nothing moved."""
+        return self.jet_norms[-1] / self.jet_norms[0] if self.jet_norms[0] else 0.0
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain numbers, lists and strings, as a ``state_dict`` may hold."""
+        return {**asdict(self), "jet_norms": list(self.jet_norms)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> WindowRecord:
+        """The inverse of :meth:`to_state`."""
+        return cls(**{**state, "jet_norms": tuple(state["jet_norms"])})
+
+
+def new_cycle(generator_state: Any) -> dict[str, Any]:
+    """The cycle's state before the first step, as it stands in the first parameter group.
+
+    It lives there because only ``state`` and ``param_groups`` survive every wrapper, pickle,
+    and distributed checkpoint.
+    """
+    return {
+        "phase": "upload",
+        "step": 0,
+        "window_step": 0,
+        "classical_step": 0,
+        "loss": None,
+        "predicted_loss": None,
+        "jet_norms": [],
+        "windows": [],
+        "generator": generator_state,
+    }

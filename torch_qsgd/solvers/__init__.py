@@ -1,0 +1,28 @@
+"""Linear solvers for a window's Carleman system, behind one interface."""
+
+from torch_qsgd.solvers.base import JetWindow, Solution, Solver
+from torch_qsgd.solvers.exact import Exact
+
+__all__ = ["Exact", "JetWindow", "Solution", "Solver", "resolve"]
+
+_SOLVERS: dict[str, type[Solver]] = {Exact.name: Exact}
+
+
+def resolve(solver: str | Solver) -> Solver:
+    """Return the solver of that name, or the instance itself.
+
+    Raises:
+        ValueError: for a name that is not known.
+        TypeError: for anything but a name or a :class:`Solver`.
+
+    Example:
+        >>> resolve("exact").name
+        'exact'
+    """
+    if isinstance(solver, Solver):
+        return solver
+    if not isinstance(solver, str):
+        raise TypeError(f"solver must be a name or a Solver, got {type(solver).__name__}")
+    if solver not in _SOLVERS:
+        raise ValueError(f"unknown solver {solver!r}; known: {', '.join(sorted(_SOLVERS))}")
+    return _SOLVERS[solver]()
