@@ -19,7 +19,8 @@ $(READY): pyproject.toml
 	@touch $@
 
 demo: $(READY)  ## train a pruned residual network on real images and compare (about 3 minutes)
-	$(BIN)/python -m torch_qsgd train --data digits --compare --output $(DEMO)
+	$(BIN)/python -m torch_qsgd train --data digits --compare --output $(DEMO) \
+		--width 16 --depth 8 --activation silu --lr 0.02 --warmup 200 --window 40 --windows 8
 
 test: $(READY)  ## run the whole test suite
 	$(BIN)/python -m pytest -q

@@ -107,7 +107,7 @@ def _summary(runs: list[History], seconds: dict[str, float]) -> Table:
 
 def _cap(batches: Any, most: int | None) -> list[Any]:
     """The validation batches, read once and kept, at most so many."""
-    kept = []
+    kept: list[Any] = []
     for batch in batches:
         if most is not None and len(kept) >= most:
             break
@@ -140,8 +140,11 @@ def train_command(
     windows: Annotated[int, typer.Option(help="Windows to train for.")] = 4,
     pruning: Annotated[str, typer.Option(help="How masks are chosen.")] = "magnitude",
     tolerance: Annotated[
-        float, typer.Option(help="End a window once ‖c_N‖/‖c_1‖ passes this.")
-    ] = math.inf,
+        float | None,
+        typer.Option(
+            help="End a window once ‖c_N‖/‖c_1‖ passes this: 0.5 unless given, inf for never."
+        ),
+    ] = None,
     warmup: Annotated[int, typer.Option(help="Dense SGD steps before the first upload.")] = 100,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.01,
     momentum: Annotated[float, typer.Option(help="Momentum.")] = 0.0,
@@ -192,7 +195,7 @@ def train_command(
                 "order": order,
                 "classical_steps": classical_steps,
                 "pruning": pruning,
-                "tolerance": tolerance,
+                "tolerance": tolerance or (0.5 if order > 1 else math.inf),
             },
         )
         output.mkdir(parents=True, exist_ok=True)
@@ -330,4 +333,6 @@ def _write(
     (output / "run.json").write_text(json.dumps({"title": title, "runs": log}, indent=1))
     plot_curves(measured, output / "curves.png", title)
     torch.save(model.state_dict(), output / "model.pt")
-    console.print(f"curves: {output}/curves.png   log: {output}/run.json   weights: {output}/model.pt")
+    console.print(
+        f"curves: {output}/curves.png   log: {output}/run.json   weights: {output}/model.pt"
+    )

@@ -17,6 +17,7 @@ wrapper, pickle and distributed checkpoint:
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -35,19 +36,26 @@ from torch_qsgd.pruning import NEEDS_MODEL, PruningContext, choose_masks
 from torch_qsgd.records import WindowRecord
 from torch_qsgd.solvers import JetWindow, Solver
 
+_NORMALIZATIONS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+
 Gradients = Sequence[Tensor | None]
 Batch = tuple[Any, Any]
 
 
 class Cycle(Optimizer):
-    """Base of :class:`torch_qsgd.QuantumSGD`: the cycle, without the ways to hand derivatives in."""
+    """Base of :class:`torch_qsgd.QuantumSGD`: the cycle, without ways to hand in derivatives."""
 
     model: nn.Module | None
     loss_fn: Callable[..., Tensor] | None
     solver: Solver
     _generator: torch.Generator
-    _upload_hooks: dict[int, Callable[..., None]]
-    _download_hooks: dict[int, Callable[..., None]]
+    _upload_hooks: OrderedDict[int, Callable[..., None]]
+    _download_hooks: OrderedDict[int, Callable[..., None]]
 
     # ---- Where it stands ---------------------------------------------------------------------
 
@@ -123,18 +131,34 @@ class Cycle(Optimizer):
 
     # ---- State -------------------------------------------------------------------------------
 
-    @staticmethod
-    def _is_prunable(p: Tensor, group: dict[str, Any]) -> bool:
-        return group["density"] < 1 and (p.dim() > 1 or group["prune_vectors"])
+    def _prunable(self) -> set[Tensor]:
+        """Weights that their groups prune: all, or all but vectors, biases and normalisation."""
+        dense: set[Tensor] = set()
+        if self.model is not None:
+            for module in self.model.modules():
+                if isinstance(module, _NORMALIZATIONS):
+                    dense.update(module.parameters(recurse=False))
+        dense.update(p for p, name in self._names().items() if name.split(".")[-1] == "bias")
+        return {
+            p
+            for group in self.param_groups
+            for p in group["params"]
+            if p.requires_grad and group["density"] < 1
+            if group["prune_vectors"] or (p.dim() > 1 and p not in dense)
+        }
 
-    def _allocate(self, params: Sequence[Tensor]) -> None:
-        """Give every parameter the state its group asks for, where it has none yet."""
+    def _allocate(self, params: Sequence[Tensor], buffers: bool = False) -> None:
+        """Give every parameter the state its group asks for, where it has none yet.
+
+        With ``buffers`` that includes the momentum buffer, which otherwise starts with a step.
+        """
+        prunable = self._prunable()
         for group, positions in self._by_group(params):
             orders = range(1, group["order"] + 1) if group["window"] else ()
             kinds = ("jet", "velocity") if group["momentum"] else ("jet",)
             for p in (params[i] for i in positions):
                 state = self.state[p]
-                if self._is_prunable(p, group) and "mask" not in state:
+                if p in prunable and "mask" not in state:
                     state["mask"] = torch.ones_like(p, dtype=torch.bool)
                 for name in (f"{kind}_{k}" for kind in kinds for k in orders):
                     if name in state:
@@ -142,11 +166,18 @@ class Cycle(Optimizer):
                     buffer = state.get("momentum_buffer") if name == "velocity_1" else None
                     zero = torch.zeros_like(p, dtype=jet_dtype(p.dtype))
                     state[name] = zero if buffer is None else zero.copy_(buffer)
+                if buffers and group["momentum"]:
+                    state.setdefault("momentum_buffer", torch.zeros_like(p))
 
     def _series(self, kind: str, params: Sequence[Tensor]) -> list[list[Tensor]]:
         """The tensors ``kind_1 … kind_N`` of the parameters, one list an order."""
         orders = range(1, self.param_groups[0]["order"] + 1)
         return [[self.state[p][f"{kind}_{k}"] for p in params] for k in orders]
+
+    def _jets(self, params: Sequence[Tensor]) -> list[list[Tensor]]:
+        """c_1 … c_N; parameters, or momentum, that joined in mid-window start from zero."""
+        self._allocate(params)
+        return self._series("jet", params)
 
     # ---- Upload ------------------------------------------------------------------------------
 
@@ -195,21 +226,21 @@ class Cycle(Optimizer):
             hook(self)
 
     def _choose_masks(self, batch: Batch | None) -> dict[Tensor, Tensor]:
-        names = self._names()
+        names, prunable = self._names(), self._prunable()
         bundles: dict[tuple[float, str], dict[str, Tensor]] = {}
         for group in self.param_groups:
             for p in group["params"]:
-                if p.requires_grad and self._is_prunable(p, group):
+                if p in prunable:
                     bundle = bundles.setdefault((group["density"], group["pruning"]), {})
                     bundle[names[p]] = p
         chosen: dict[Tensor, Tensor] = {}
+        known = self.masks
         for (density, method), named in bundles.items():
             if method in NEEDS_MODEL and batch is None:
                 raise ValueError(
                     f"pruning {method!r} needs a batch at upload: call opt.upload(inputs, targets) "
                     "before the forward pass, or opt.step(inputs, targets)"
                 )
-            known = self.masks
             previous = {name: known[p] for name, p in named.items() if p in known}
             context = PruningContext(self._generator, previous, self.model, self.loss_fn, batch)
             masks = choose_masks(method, named, density, context)
@@ -229,12 +260,12 @@ class Cycle(Optimizer):
         """Take one step, whose derivatives are known, in whatever phase the cycle is in."""
         if all(g is None for g in gradients):
             return
-        if any(g is not None and g.is_sparse for g in gradients):
-            raise TypeError("QuantumSGD takes no sparse gradients: use Embedding(sparse=False)")
         cycle = self._cycle
         if not self._is_plain_sgd:
             series = [gradients, *(coefficients or [])]
-            require_finite(series, loss, lambda: [self._names()[p] for p in params], cycle["step"] + 1)
+            require_finite(
+                series, loss, lambda: [self._names()[p] for p in params], cycle["step"] + 1
+            )
         cycle["step"] += 1
         if self.phase == "window":
             self._advance_window(params, gradients, coefficients, loss)
@@ -273,6 +304,7 @@ class Cycle(Optimizer):
                 nesterov=group["nesterov"],
                 maximize=group["maximize"],
                 has_sparse_grad=False,
+                foreach=True,
             )
             for state, buffer in zip(states, buffers, strict=False):
                 state["momentum_buffer"] = buffer
@@ -284,9 +316,8 @@ class Cycle(Optimizer):
         coefficients: list[list[Tensor]] | None,
         loss: Tensor | None,
     ) -> None:
-        self._allocate(params)  # for parameters or momentum that joined in mid-window
         cycle, options = self._cycle, self.param_groups[0]
-        jets = self._series("jet", params)
+        jets = self._jets(params)
         if loss is not None:
             change = loss_along_path([gradients, *coefficients], jets) if coefficients else 0.0
             cycle.update(loss=float(loss), predicted_loss=float(loss + change))
@@ -345,10 +376,10 @@ class Cycle(Optimizer):
 
     def _download(self, reason: str) -> WindowRecord:
         params, cycle = self._trainable(), self._cycle
-        self._allocate(params)
+        jets = self._jets(params)
         with_momentum = [p for p in params if "velocity_1" in self.state[p]]
         velocities = self._series("velocity", with_momentum) if with_momentum else []
-        window = JetWindow(self._series("jet", params), velocities, self.window_step)
+        window = JetWindow(jets, velocities, self.window_step)
         solution = self.solver.solve(window)
         displace(params, solution.displacement)
         for p, momentum in zip(with_momentum, solution.momentum, strict=True):
@@ -392,7 +423,9 @@ def displace(params: Sequence[Tensor], displacement: Sequence[Tensor]) -> None:
         p.copy_(p + u)
 
 
-def _registered(hooks: dict[int, Callable[..., None]], hook: Callable[..., None]) -> Any:
+def _registered(
+    hooks: OrderedDict[int, Callable[..., None]], hook: Callable[..., None]
+) -> RemovableHandle:
     handle = RemovableHandle(hooks)
     hooks[handle.id] = hook
     return handle

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -46,8 +47,9 @@ class QuantumSGD(Cycle):
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in ``torch.optim.SGD``. They
             act on the jets as they act on SGD, and are read anew each step.
         density: share of the prunable weights that stays active, in (0, 1]. Groups of equal
-            density and method are pruned together. One-dimensional parameters (biases,
-            normalisation) stay dense.
+            density and method are pruned together. One-dimensional parameters stay dense, and so
+            do biases and normalisation parameters of more dimensions where names or ``model`` tell
+            them; otherwise give those a group with density 1.
         window: steps in a window, at least 0.
         order: N, the truncation order, at least 1.
         classical_steps: dense steps between a download and the next upload, at least 0.
@@ -55,7 +57,7 @@ class QuantumSGD(Cycle):
             ``"synflow"``; the last two need ``model``, and a batch at upload.
         solver: a name, or a :class:`torch_qsgd.solvers.Solver`.
         tolerance: a window ends early once ‖c_N‖/‖c_1‖ passes it; ``inf`` never.
-        prune_vectors: prune one-dimensional parameters too.
+        prune_vectors: prune biases, normalisation and one-dimensional parameters too.
         model, loss_fn: for ``step(inputs, targets)``: ``loss_fn(model(inputs), targets)``. A
             tuple of inputs is unpacked, a mapping is passed by keyword.
         generator: source of random masks; by default a CPU generator with seed 0.
@@ -133,9 +135,9 @@ class QuantumSGD(Cycle):
     def _reset_transients(self) -> None:
         """What does not outlive a step: nothing here is part of the optimizer's state."""
         self._recorded: Recorded | None = None
-        self._predicting = False
-        self._upload_hooks: dict[int, Callable[..., None]] = {}
-        self._download_hooks: dict[int, Callable[..., None]] = {}
+        self._inside: str | None = None
+        self._upload_hooks: OrderedDict[int, Callable[..., None]] = OrderedDict()
+        self._download_hooks: OrderedDict[int, Callable[..., None]] = OrderedDict()
 
     # ---- What an optimizer must honour -------------------------------------------------------
 
@@ -207,12 +209,13 @@ class QuantumSGD(Cycle):
         self._recorded = None
         try:
             with keep_graph(self._moved) as losses:
-                yield
-                gradients = [p.grad for p in params]
+                with self._entered("recording()"):
+                    yield
+                gradients = _gradients(params)
                 coefficients = self._differentiate(gradients, params) if self._moved else None
         finally:
             _detach(params)
-        record = Recorded([p.grad for p in params], coefficients, losses)
+        record = Recorded(_gradients(params), coefficients, losses)
         if earlier is not None:
             record.add(earlier)
         self._recorded = record
@@ -235,8 +238,8 @@ class QuantumSGD(Cycle):
                 weights are those of the last good anchor.
             TypeError: for a sparse gradient, or a batch without a model.
         """
-        if self._predicting:
-            raise RuntimeError("step() inside predicted_weights(): leave the block first")
+        if self._inside:
+            raise RuntimeError(f"step() inside `with opt.{self._inside}:`; leave the block first")
         if targets is not None or not (closure is None or callable(closure)):
             return self._step_on_batch(closure, targets)
         loss = None
@@ -244,18 +247,18 @@ class QuantumSGD(Cycle):
             with torch.enable_grad(), self.recording():
                 loss = closure()
         params = self._trainable()
-        gradients: Gradients = [p.grad for p in params]
+        gradients = _gradients(params)
         record = self._matching_record(params)
         self._recorded = None
         if record is None and self.phase != "classical" and _any(gradients):
             record = self._record_bare_graph(params, gradients)
             if record is None:
                 return loss
-        seen = loss if isinstance(loss, Tensor) else None
+        seen = loss.detach() if isinstance(loss, Tensor) else None
         if record is not None and record.losses and seen is None:
-            seen = torch.stack([x.sum() for x in record.losses]).sum()
+            seen = torch.stack(record.losses).sum()
         coefficients = None if record is None else record.coefficients
-        self._advance(params, [p.grad for p in params], coefficients, seen)
+        self._advance(params, gradients, coefficients, seen)
         return loss
 
     def _step_on_batch(self, inputs: Any, targets: Any) -> Tensor:
@@ -269,13 +272,21 @@ class QuantumSGD(Cycle):
         windowed = self.phase == "window"
         with torch.enable_grad(), keep_graph(False) if windowed else contextlib.nullcontext():
             loss = self.loss_fn(forward(self.model, inputs), targets)
-            gradients: Gradients = list(
+            gradients = _dense(
                 torch.autograd.grad(loss, params, create_graph=self._moved, allow_unused=True)
             )
             coefficients = self._differentiate(gradients, params) if self._moved else None
         gradients = [None if g is None else g.detach() for g in gradients]
         self._advance(params, gradients, coefficients, loss.detach())
         return loss.detach()
+
+    @contextlib.contextmanager
+    def _entered(self, block: str) -> Iterator[None]:
+        self._inside = block
+        try:
+            yield
+        finally:
+            self._inside = None
 
     def _begin_step(self, batch: Batch | None) -> None:
         if self.phase == "upload":
@@ -292,7 +303,7 @@ class QuantumSGD(Cycle):
                 "the backward pass kept no graph: call `loss.backward()` itself inside the block "
                 "(not `torch.autograd.backward`, nor under `torch.no_grad()`)"
             )
-        return taylor_coefficients(gradients, params, self._series("jet", params))
+        return taylor_coefficients(gradients, params, self._jets(params))
 
     def _matching_record(self, params: list[Tensor]) -> Recorded | None:
         record = self._recorded
@@ -306,7 +317,7 @@ class QuantumSGD(Cycle):
         if not any(g is not None and g.grad_fn is not None for g in gradients):
             if all(g is None or not g.any() for g in gradients):
                 # Distributed checkpoints call an empty step to have the state allocated.
-                self._allocate(params)
+                self._allocate(params, buffers=True)
                 return None
             raise GraphError(
                 f"step {self.window_step + 1} of the window needs derivatives of the gradient, "
@@ -332,8 +343,8 @@ class QuantumSGD(Cycle):
 
         Cost: one copy of the parameters, and N passes.
         """
-        if self._predicting:
-            raise RuntimeError("predicted_weights() is already on")
+        if self._inside:
+            raise RuntimeError(f"predicted_weights() inside `with opt.{self._inside}:`")
         if not self._moved:
             yield
             return
@@ -341,15 +352,26 @@ class QuantumSGD(Cycle):
         kept = [*params, *(self.model.buffers() if self.model is not None else ())]
         with torch.no_grad():
             saved = [t.clone() for t in kept]
-            displace(params, summed(self._series("jet", params)))
-        self._predicting = True
+            displace(params, summed(self._jets(params)))
         try:
-            yield
+            with self._entered("predicted_weights()"):
+                yield
         finally:
-            self._predicting = False
             with torch.no_grad():
                 for tensor, original in zip(kept, saved, strict=True):
                     tensor.copy_(original)
+
+
+def _dense(gradients: Iterable[Tensor | None]) -> Gradients:
+    """The gradients, none of them sparse."""
+    found = list(gradients)
+    if any(g is not None and g.is_sparse for g in found):
+        raise TypeError("QuantumSGD takes no sparse gradients: use Embedding(sparse=False)")
+    return found
+
+
+def _gradients(params: list[Tensor]) -> Gradients:
+    return _dense(p.grad for p in params)
 
 
 def _any(gradients: Gradients) -> bool:

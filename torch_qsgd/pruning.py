@@ -78,10 +78,7 @@ def _global(scores: Mapping[str, Tensor], density: float) -> Masks:
     flat = torch.cat([s.flatten() for s in scores.values()])
     kept = _largest(flat, round(density * flat.numel()))
     parts = kept.split([s.numel() for s in scores.values()])
-    return {
-        name: part.view(s.shape)
-        for (name, s), part in zip(scores.items(), parts, strict=True)
-    }
+    return {name: part.view(s.shape) for (name, s), part in zip(scores.items(), parts, strict=True)}
 
 
 def _by_layer(scores: Mapping[str, Tensor], wanted: Mapping[str, float], density: float) -> Masks:
@@ -98,9 +95,7 @@ def _absolute(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: p.detach().abs() for name, p in parameters.items()}
 
 
-def magnitude(
-    parameters: Mapping[str, Tensor], density: float, context: PruningContext
-) -> Masks:
+def magnitude(parameters: Mapping[str, Tensor], density: float, context: PruningContext) -> Masks:
     """The largest weights of all layers together."""
     return _global(_absolute(parameters), density)
 
@@ -181,7 +176,8 @@ def snip(parameters: Mapping[str, Tensor], density: float, context: PruningConte
 
     Cost: one gradient evaluation on the batch.
     """
-    assert context.model is not None and context.loss_fn is not None
+    assert context.model is not None
+    assert context.loss_fn is not None
     assert context.batch is not None
     inputs, targets = context.batch
     with _borrowed(context.model, train=True) as buffers:
@@ -203,13 +199,14 @@ def synflow(parameters: Mapping[str, Tensor], density: float, context: PruningCo
 
     Cost: 100 gradient evaluations on one input, in float64.
     """
-    assert context.model is not None and context.batch is not None
+    assert context.model is not None
+    assert context.batch is not None
     model, inputs = context.model, context.batch[0]
     positive = {
         name: tensor.detach().double().abs() if tensor.is_floating_point() else tensor
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
-    names = {p: name for name, p in model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     ours = {name: names[p] for name, p in parameters.items()}
     masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in parameters.items()}
     ones = _ones(inputs)

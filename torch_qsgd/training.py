@@ -236,7 +236,7 @@ def train(
             if twin is not None:
                 twin.step(inputs, labels)
 
-            def closure(inputs: Tensor = inputs, labels: Tensor = labels) -> Tensor:
+            def closure(inputs: Tensor = inputs, labels: Tensor = labels) -> Any:
                 optimizer.zero_grad()
                 loss = loss_fn(model(inputs), labels)
                 loss.backward()

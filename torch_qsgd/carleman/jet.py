@@ -65,7 +65,7 @@ def jet_sgd(
     Cost: 5N to 8N passes over the parameters, all in ``torch._foreach_*``.
     """
     sign = -1.0 if maximize else 1.0
-    masked = [i for i, mask in enumerate(masks) if mask is not None]
+    masked = [(i, mask) for i, mask in enumerate(masks) if mask is not None]
     # Without coefficients the path is still a point: only the constant term moves, at order 1.
     for k, jet in enumerate(jets if coefficients is not None else jets[:1]):
         dtypes = [c.dtype for c in jet]
@@ -82,7 +82,7 @@ def jet_sgd(
         if weight_decay:
             torch._foreach_add_(update, jet, alpha=weight_decay)
         if masked:
-            torch._foreach_mul_([update[i] for i in masked], [masks[i] for i in masked])
+            torch._foreach_mul_([update[i] for i, _ in masked], [mask for _, mask in masked])
         if velocities is not None:
             velocity = velocities[k]
             torch._foreach_mul_(velocity, momentum)
@@ -104,11 +104,11 @@ def _cast(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> Tensors:
     return [t.to(dtype) for t, dtype in zip(tensors, dtypes, strict=True)]
 
 
-def summed(jets: Sequence[Tensors]) -> Tensors:
+def summed(jets: Sequence[Sequence[Tensor]]) -> Tensors:
     """The displacement from the anchor, Σ_k c_k, as new tensors. Cost: N passes."""
     total = [c.clone() for c in jets[0]]
     for jet in jets[1:]:
-        torch._foreach_add_(total, jet)
+        torch._foreach_add_(total, list(jet))
     return total
 
 

@@ -28,9 +28,10 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(input: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
         stride, padding, dilation, groups = geometry
-        return torch.ops.aten.convolution(
+        output: Tensor = torch.ops.aten.convolution(
             input, weight, None, stride, padding, dilation, False, [0] * len(stride), groups
         )
+        return output
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -53,7 +54,7 @@ def _adjoint(
 ) -> Tensor:
     """One of the two adjoints; the other operand of the pair gives only its shape and layout."""
     stride, padding, dilation, groups = geometry
-    found = torch.ops.aten.convolution_backward(
+    found: list[Tensor] = torch.ops.aten.convolution_backward(
         dy,
         input,
         weight,

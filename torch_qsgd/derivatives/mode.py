@@ -11,10 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils.checkpoint import CheckpointError
 
 from torch_qsgd.derivatives.convolution import convolution
+from torch_qsgd.derivatives.graph import refuse_unusable_graph
 from torch_qsgd.derivatives.normalization import COMPOSED
+from torch_qsgd.errors import GraphError
 
 _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Tensor]] = {
     **COMPOSED,
@@ -48,12 +51,20 @@ class _KeepGraph(_HigherDerivatives):
         names = ("gradient", "retain_graph", "create_graph", "inputs")
         given = {**dict(zip(names, rest, strict=False)), **(kwargs or {})}
         if self._create_graph:
+            refuse_unusable_graph([loss], order=1)
             given.update(create_graph=True, retain_graph=None)
-        self._losses.append(loss.detach())
+        self._losses.append(loss.detach().sum())
         with warnings.catch_warnings():
             # The graph is cut off again by whoever asked for it; PyTorch cannot know.
             warnings.filterwarnings("ignore", "Using backward\\(\\) with create_graph=True")
-            return func(loss, **given)
+            try:
+                return func(loss, **given)  # type: ignore[no-untyped-call]
+            except CheckpointError as error:
+                raise GraphError(
+                    "a checkpointed part of the model ran differently when it was run again, for "
+                    "PyTorch leaves modes behind there: pass "
+                    "`context_fn=torch_qsgd.derivatives.checkpoint_contexts` to `checkpoint`"
+                ) from error
 
 
 @contextlib.contextmanager
@@ -79,6 +90,42 @@ def higher_derivatives() -> Iterator[None]:
     """
     with _HigherDerivatives(), sdpa_kernel(SDPBackend.MATH):
         yield
+
+
+class _EachTime(contextlib.AbstractContextManager[None]):
+    """:func:`higher_derivatives`, entered as often as derivatives are taken."""
+
+    def __init__(self) -> None:
+        self._entered: list[contextlib.AbstractContextManager[None]] = []
+
+    def __enter__(self) -> None:
+        self._entered.append(higher_derivatives())
+        self._entered[-1].__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._entered.pop().__exit__(*error)
+
+
+def checkpoint_contexts() -> tuple[
+    contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]
+]:
+    """``context_fn`` for ``torch.utils.checkpoint.checkpoint``, with ``use_reentrant=False``.
+
+    PyTorch runs a checkpointed part again inside the backward pass, where no mode is on; this puts
+    :func:`higher_derivatives` on there too, if it was on in the forward pass.
+
+    Returns:
+        Contexts for the forward pass and for running it again.
+
+    Example:
+        >>> from torch.utils.checkpoint import checkpoint
+        >>> layer, x = torch.nn.LayerNorm(3), torch.randn(2, 3, requires_grad=True)
+        >>> with higher_derivatives():
+        ...     y = checkpoint(layer, x, use_reentrant=False, context_fn=checkpoint_contexts)
+        ...     (g,) = torch.autograd.grad(y.sum(), x)
+    """
+    on = any(isinstance(mode, _HigherDerivatives) for mode in _get_current_function_mode_stack())
+    return contextlib.nullcontext(), _EachTime() if on else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ def _widened(input: Tensor) -> Tensor:
     return input.float() if input.dtype in _HALF else input
 
 
-def _moments(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+def _moments(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, centred values and biased variance over ``dims``, kept as dimensions of size 1.
 
     A sum scaled afterwards, and a product rather than a square, have the derivatives that take
@@ -90,9 +90,7 @@ def batch_norm(
                 f"got input size {tuple(input.shape)}"
             )
         mean, centred, var = _moments(x, dims)
-        _update_running(
-            running_mean, running_var, mean.flatten(), var.flatten(), count, momentum
-        )
+        _update_running(running_mean, running_var, mean.flatten(), var.flatten(), count, momentum)
     else:
         if running_mean is None or running_var is None:
             raise ValueError("batch_norm in eval mode needs running_mean and running_var")

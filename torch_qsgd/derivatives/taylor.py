@@ -59,9 +59,7 @@ def taylor_coefficients(
     order = len(jets)
     known = [g for g in gradients if g is not None]
     refuse_unusable_graph(known, order)
-    paths = [
-        [c.to(p.dtype) for c, p in zip(jet, parameters, strict=True)] for jet in jets
-    ]
+    paths = [[c.to(p.dtype) for c, p in zip(jet, parameters, strict=True)] for jet in jets]
     series: list[list[Tensor | None]] = [list(gradients)]
     for k in range(1, order + 1):
         outputs: Tensors = []
@@ -73,7 +71,10 @@ def taylor_coefficients(
                     weights.append(direction if j == k else direction * (j / k))
         series.append(_reverse(outputs, parameters, weights, last=k == order))
     return [
-        [torch.zeros_like(p) if g is None else g.detach() for g, p in zip(row, parameters)]
+        [
+            torch.zeros_like(p) if g is None else g.detach()
+            for g, p in zip(row, parameters, strict=True)
+        ]
         for row in series[1:]
     ]
 
