@@ -157,7 +157,7 @@ def peak_mb(step: Step, device: torch.device) -> float:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return float(torch.cuda.max_memory_allocated() - before) / 2**20
     return_freed_memory()
     process, done = psutil.Process(), threading.Event()
     before = peak = process.memory_info().rss
@@ -174,7 +174,7 @@ def peak_mb(step: Step, device: torch.device) -> float:
     finally:
         done.set()
         watcher.join()
-    return (peak - before) / 2**20
+    return float(peak - before) / 2**20
 
 
 def machine(device: torch.device) -> str:

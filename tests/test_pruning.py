@@ -462,19 +462,13 @@ def test_synflow_cuts_no_layer_off_at_density_2_percent_where_magnitude_does(
     assert reaches(model, masks, inputs.double())
 
 
-NOT_CONSERVED = pytest.mark.xfail(
-    strict=True,
-    reason="group and instance normalisation do not conserve synaptic flow: whole layers are cut",
-)
-
-
 @pytest.mark.parametrize(
     "norm",
     [
         "none",
         "batch",
-        pytest.param("group", marks=NOT_CONSERVED),
-        pytest.param("instance", marks=NOT_CONSERVED),
+        "group",
+        "instance",
     ],
 )
 def test_synflow_leaves_a_path_through_a_residual_network_at_density_2_percent(norm: str):

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from torch_qsgd.data import ImageData, load_data
@@ -115,8 +116,18 @@ def _cap(batches: Any, most: int | None) -> list[Any]:
     return kept
 
 
+def _finite(value: Any) -> Any:
+    """The same, with ``None`` for numbers that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _fail(error: Exception) -> typer.Exit:
-    Console(stderr=True).print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
+    message = Text.assemble(("error ", "bold red"), str(error))
+    Console(stderr=True).print(message, highlight=False, soft_wrap=True)
     return typer.Exit(2)
 
 
@@ -137,7 +148,7 @@ def train_command(
     window: Annotated[int, typer.Option(help="Steps in a window, T.")] = 100,
     order: Annotated[int, typer.Option(help="Truncation order, N.")] = 2,
     classical_steps: Annotated[int, typer.Option(help="Dense steps between windows.")] = 10,
-    windows: Annotated[int, typer.Option(help="Windows to train for.")] = 4,
+    windows: Annotated[int, typer.Option(min=1, help="Windows to train for.")] = 4,
     pruning: Annotated[str, typer.Option(help="How masks are chosen.")] = "magnitude",
     tolerance: Annotated[
         float | None,
@@ -145,15 +156,17 @@ def train_command(
             help="End a window once ‖c_N‖/‖c_1‖ passes this: 0.5 unless given, inf for never."
         ),
     ] = None,
-    warmup: Annotated[int, typer.Option(help="Dense SGD steps before the first upload.")] = 100,
+    warmup: Annotated[
+        int, typer.Option(min=0, help="Dense SGD steps before the first upload.")
+    ] = 100,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.01,
     momentum: Annotated[float, typer.Option(help="Momentum.")] = 0.0,
     weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Images a batch.")] = 64,
     augment: Annotated[bool, typer.Option(help="Random crops and flips.")] = True,
-    image_size: Annotated[int | None, typer.Option(help="Side in pixels.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Side in pixels.")] = None,
     eval_batches: Annotated[
-        int | None, typer.Option(help="Most validation batches to evaluate on.")
+        int | None, typer.Option(min=1, help="Most batches to evaluate on.")
     ] = None,
     compare: Annotated[
         bool, typer.Option(help="Also train with masked SGD and with dense SGD.")
@@ -195,14 +208,21 @@ def train_command(
                 "order": order,
                 "classical_steps": classical_steps,
                 "pruning": pruning,
-                "tolerance": tolerance or (0.5 if order > 1 else math.inf),
+                "tolerance": (
+                    tolerance if tolerance is not None else 0.5 if order > 1 else math.inf
+                ),
             },
         )
         output.mkdir(parents=True, exist_ok=True)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         raise _fail(error) from None
     total = sum(p.numel() for p in network.parameters())
-    console.print(f"{model} on {data}: {total:,} parameters, {images.classes} classes, seed {seed}")
+    console.print(
+        f"{model} on {data}: {total:,} parameters, {images.classes} classes, seed {seed}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     histories: list[History] = []
     seconds: dict[str, float] = {}
     try:
@@ -210,7 +230,7 @@ def train_command(
     except KeyboardInterrupt:
         console.print("interrupted: what was measured so far is kept")
         raise typer.Exit(130) from None
-    except (DivergenceError, GraphError, torch.OutOfMemoryError) as error:
+    except (DivergenceError, GraphError, torch.OutOfMemoryError, ValueError, OSError) as error:
         raise _fail(error) from None
     finally:
         if histories:
@@ -282,11 +302,12 @@ def _run(
             arms[0].model.zero_grad()
             progress.remove_task(bar)
         start = copy.deepcopy(arms[0].model.state_dict())
-        order = images.train.generator.get_state() if images.train.generator is not None else None
+        # The order of the images, and their crops and flips: the same for every arm.
+        drawn = torch.get_rng_state(), images.generator.get_state()
         for arm in arms:
             arm.model.load_state_dict(start)
-            if order is not None and images.train.generator is not None:
-                images.train.generator.set_state(order)
+            torch.set_rng_state(drawn[0])
+            images.generator.set_state(drawn[1])
             reporter = _Reporter(console, progress)
             if isinstance(arm.optimizer, QuantumSGD) and arm.optimizer.param_groups[0]["window"]:
                 reporter.header()
@@ -330,9 +351,13 @@ def _write(
         return
     console.print(_summary(measured, seconds))
     log = [{**h.to_json(), "seconds": seconds[h.name]} for h in measured]
-    (output / "run.json").write_text(json.dumps({"title": title, "runs": log}, indent=1))
+    text = json.dumps(_finite({"title": title, "runs": log}), indent=1, allow_nan=False)
+    (output / "run.json").write_text(text)
     plot_curves(measured, output / "curves.png", title)
     torch.save(model.state_dict(), output / "model.pt")
     console.print(
-        f"curves: {output}/curves.png   log: {output}/run.json   weights: {output}/model.pt"
+        f"curves: {output}/curves.png\nlog: {output}/run.json\nweights: {output}/model.pt",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )

@@ -148,11 +148,12 @@ class Cycle(Optimizer):
         }
 
     def _allocate(self, params: Sequence[Tensor], buffers: bool = False) -> None:
-        """Give every parameter the state its group asks for, where it has none yet.
+        """Give every parameter the jets its group asks for, where it has none yet.
 
-        With ``buffers`` that includes the momentum buffer, which otherwise starts with a step.
+        With ``buffers``, also what otherwise starts later: masks with the first upload, momentum
+        with the first step.
         """
-        prunable = self._prunable()
+        prunable = self._prunable() if buffers else set()
         for group, positions in self._by_group(params):
             orders = range(1, group["order"] + 1) if group["window"] else ()
             kinds = ("jet", "velocity") if group["momentum"] else ("jet",)
@@ -323,6 +324,8 @@ class Cycle(Optimizer):
             cycle.update(loss=float(loss), predicted_loss=float(loss + change))
         for group, positions in self._by_group(params):
             used = [i for i in positions if gradients[i] is not None]
+            if not used:
+                continue
             states = [self.state[params[i]] for i in used]
             anchor = [params[i] for i in used]
             jet_sgd(

@@ -22,12 +22,14 @@ class ImageData:
     Attributes:
         train: shuffled batches (images, labels), the last incomplete one dropped.
         validation: batches in order.
+        generator: of the order of the training batches.
         classes: number of labels.
         channels: channels of the images.
     """
 
     train: DataLoader[Any]
     validation: DataLoader[Any]
+    generator: torch.Generator
     classes: int
     channels: int
 
@@ -70,7 +72,7 @@ def _image_folder(
         size = size or min(probe[0][0].size)
         train = datasets.ImageFolder(root / "train", _transform(size, augment))
         validation = datasets.ImageFolder(root / "val", _transform(size, False))
-    except FileNotFoundError as error:
+    except OSError as error:
         raise ValueError(f"{root} is no tree of images: {error}") from error
     if train.classes != validation.classes:
         raise ValueError(f"{root}: train/ and val/ hold different classes")
@@ -133,6 +135,7 @@ def load_data(
         raise ValueError(
             f"batch_size {batch_size} is larger than the {len(cast(Sized, train))} training images"
         )
+    generator = torch.Generator().manual_seed(seed)
     return ImageData(
         train=DataLoader(
             train,
@@ -140,9 +143,10 @@ def load_data(
             shuffle=True,
             drop_last=True,
             num_workers=workers,
-            generator=torch.Generator().manual_seed(seed),
+            generator=generator,
         ),
         validation=DataLoader(validation, max(batch_size, 256), num_workers=workers),
+        generator=generator,
         classes=classes,
         channels=channels,
     )

@@ -161,7 +161,7 @@ def build_model(name: str, classes: int, channels: int = 3, **shape: str | int) 
     if name not in theirs:
         known = ["resnet", *PRESETS, *theirs]
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"unknown model {name!r}{hint} Known: {', '.join(known)}")
     if shape or channels != 3:
         raise ValueError(

@@ -200,6 +200,7 @@ class QuantumSGD(Cycle):
         Raises:
             GraphError: where the derivatives cannot be had; the message names the line to change.
         """
+        self._require_outside("recording()")
         self._begin_step(None)
         if self.phase != "window":
             yield
@@ -238,8 +239,7 @@ class QuantumSGD(Cycle):
                 weights are those of the last good anchor.
             TypeError: for a sparse gradient, or a batch without a model.
         """
-        if self._inside:
-            raise RuntimeError(f"step() inside `with opt.{self._inside}:`; leave the block first")
+        self._require_outside("step()")
         if targets is not None or not (closure is None or callable(closure)):
             return self._step_on_batch(closure, targets)
         loss = None
@@ -257,6 +257,7 @@ class QuantumSGD(Cycle):
         seen = loss.detach() if isinstance(loss, Tensor) else None
         if record is not None and record.losses and seen is None:
             seen = torch.stack(record.losses).sum()
+        _detach(params)
         coefficients = None if record is None else record.coefficients
         self._advance(params, gradients, coefficients, seen)
         return loss
@@ -288,9 +289,18 @@ class QuantumSGD(Cycle):
         finally:
             self._inside = None
 
+    def _require_outside(self, called: str) -> None:
+        if self._inside:
+            raise RuntimeError(f"{called} inside `with opt.{self._inside}:`; leave the block first")
+
     def _begin_step(self, batch: Batch | None) -> None:
         if self.phase == "upload":
             self._upload(batch)
+
+    @property
+    def is_second_order(self) -> bool:
+        """By this timm's training script knows to call ``loss.backward(create_graph=True)``."""
+        return bool(self.param_groups[0]["window"] > 0)
 
     @property
     def _moved(self) -> bool:
@@ -343,8 +353,7 @@ class QuantumSGD(Cycle):
 
         Cost: one copy of the parameters, and N passes.
         """
-        if self._inside:
-            raise RuntimeError(f"predicted_weights() inside `with opt.{self._inside}:`")
+        self._require_outside("predicted_weights()")
         if not self._moved:
             yield
             return

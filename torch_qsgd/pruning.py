@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from torch_qsgd.errors import DivergenceError
 
@@ -190,11 +193,33 @@ def snip(parameters: Mapping[str, Tensor], density: float, context: PruningConte
     return _global(scores, density)
 
 
+class _Linearised(TorchFunctionMode):
+    """Leaves normalisations by the input's own statistics with their scale and shift only.
+
+    They would undo the scale of what comes before them, and with it the conservation of flow.
+    """
+
+    _FUNCTIONS = (F.group_norm, F.instance_norm, F.layer_norm, F.rms_norm)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func not in self._FUNCTIONS:
+            return func(*args, **(kwargs or {}))
+        given = inspect.signature(func).bind(*args, **(kwargs or {})).arguments
+        x, weight, bias = given["input"], given.get("weight"), given.get("bias")
+        by_channel = func in (F.group_norm, F.instance_norm)
+        shape = (-1, *[1] * (x.dim() - 2)) if by_channel else given["normalized_shape"]
+        scaled = x if weight is None else x * weight.view(shape)
+        return scaled if bias is None else scaled + bias.view(shape)
+
+
 def synflow(parameters: Mapping[str, Tensor], density: float, context: PruningContext) -> Masks:
     """The weights that carry the most synaptic flow, \\|θ ∂R/∂θ\\| [Tanaka2020].
 
     R is the sum of the outputs of the network with every weight replaced by its absolute value,
-    in eval mode, on an input of ones. The score is taken anew in 100 rounds on an exponential
+    in eval mode, on an input of ones; normalisations by the input's own statistics keep their scale
+    and shift only. The score is taken anew in 100 rounds on an exponential
     schedule of densities, so that no layer is cut off.
 
     Cost: 100 gradient evaluations on one input, in float64.
@@ -215,7 +240,7 @@ def synflow(parameters: Mapping[str, Tensor], density: float, context: PruningCo
             name: (positive[ours[name]] * masks[name]).requires_grad_() for name in parameters
         }
         tensors = {**positive, **{ours[name]: a for name, a in active.items()}}
-        with _borrowed(model, train=False):
+        with _borrowed(model, train=False), _Linearised():
             flow = _call(model, tensors, ones).sum()
             gradients = torch.autograd.grad(flow, list(active.values()), allow_unused=True)
         scores = {

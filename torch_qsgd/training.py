@@ -230,11 +230,15 @@ def train(
         for step in range(1, steps + 1):
             inputs, labels = (t.to(device) for t in next(batches))
             if quantum is not None and quantum.phase == "upload":
+                if history.evaluations[-1].step < step - 1:
+                    measure(step - 1)  # the dense weights, so that the dip of pruning shows
                 quantum.upload(inputs, labels)
                 start, before = step - 1, measure(step - 1)
                 twin = TrueSGD(model, quantum, loss_fn) if quantum.phase == "window" else None
             if twin is not None:
-                twin.step(inputs, labels)
+                # Both then draw the same random numbers, in dropout say.
+                with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                    twin.step(inputs, labels)
 
             def closure(inputs: Tensor = inputs, labels: Tensor = labels) -> Any:
                 optimizer.zero_grad()

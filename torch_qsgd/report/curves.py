@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,10 @@ def plot_curves(runs: Sequence[History], path: str | Path, title: str = "") -> N
     for axes, (quantity, label) in zip(panels, _PANELS, strict=True):
         scale = 100.0 if quantity == "accuracy" else 1.0
         for run, (colour, dash) in zip(runs, _STYLES, strict=False):
-            points = [e for e in run.evaluations if not e.predicted]
+            # In a window the weights rest: the curve is flat until the download.
+            rests = [replace(report.before, step=report.stop) for report in run.windows]
+            measured = [e for e in run.evaluations if not e.predicted]
+            points = sorted(rests + measured, key=lambda e: e.step)
             axes.plot(
                 [e.step for e in points],
                 [scale * getattr(e, quantity) for e in points],
