@@ -395,7 +395,7 @@ def test_an_image_of_negative_size_is_refused(tmp_path: Path):
     options = ["--batch-size", "4", "--image-size", "-4"]
     outcome = invoke(tmp_path / "out", "--data", str(root), *TINY, *options)
     assert outcome.code == 2
-    assert "-4" in outcome.stderr
+    assert "--image-size" in outcome.stderr
     assert "Traceback" not in outcome.stderr
 
 

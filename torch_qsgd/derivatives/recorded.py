@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,19 +13,18 @@ from torch_qsgd.errors import GraphError
 Tensors = list[Tensor]
 
 
-def _sizes(gradients: Sequence[Tensor | None]) -> Tensor:
-    """Two norms of each gradient, (parameters, 2), by which a common factor is told."""
+#: Entries of each gradient that are kept, evenly spaced, to tell a factor from other changes.
+_SAMPLES = 64
+
+
+def _fingerprint(gradients: Sequence[Tensor | None]) -> Tensor:
+    """Norms and some entries of the gradients: proportional to them, and little to keep."""
     known = [g.detach() for g in gradients if g is not None]
     if not known:
-        return torch.zeros(0, 2)
-    device = known[0].device
-    return torch.stack(
-        [
-            torch.stack([n.to(device, torch.float64) for n in torch._foreach_norm(known, order)])
-            for order in (2, math.inf)
-        ],
-        dim=1,
-    )
+        return torch.zeros(0, dtype=torch.float64)
+    samples = [g.flatten()[:: 1 + g.numel() // _SAMPLES] for g in known]
+    parts = [*torch._foreach_norm(known), *samples]
+    return torch.cat([part.double().flatten().to(known[0].device) for part in parts])
 
 
 @dataclass
@@ -47,11 +45,11 @@ class Recorded:
     coefficients: list[Tensors] | None
     losses: list[Tensor]
     _versions: list[int] = field(init=False)
-    _norms: Tensor = field(init=False)
+    _before: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self._versions = [-1 if g is None else g._version for g in self.gradients]
-        self._norms = _sizes(self.gradients)
+        self._before = _fingerprint(self.gradients)
 
     def belongs_to(self, gradients: Sequence[Tensor | None]) -> bool:
         """Whether these are the gradients recorded, whatever has been done to their values."""
@@ -65,18 +63,16 @@ class Recorded:
         Raises:
             GraphError: where the gradients were changed in any other way.
 
-        Cost: none where nothing changed, else two passes over the parameters.
+        Cost: none where nothing changed, else one pass over the parameters.
         """
         versions = [-1 if g is None else g._version for g in self.gradients]
         if versions == self._versions:
             return
-        before, after = self._norms, _sizes(self.gradients)
-        nonzero = before > 0
-        ratios = after[nonzero] / before[nonzero]
-        factor = float(ratios.mean()) if len(ratios) else 1.0
-        known = [g for g in self.gradients if g is not None]
-        precision = max(torch.finfo(g.dtype).eps for g in known) ** 0.5
-        changed = (after - factor * before).abs() > precision * (factor * before).clamp_min(1e-30)
+        before, after = self._before, _fingerprint(self.gradients)
+        square = float(before.dot(before))
+        factor = float(before.dot(after)) / square if square else 1.0
+        precision = max(torch.finfo(g.dtype).eps for g in self.gradients if g is not None) ** 0.5
+        changed = (after - factor * before).abs() > precision * (factor * before).abs()
         if bool(changed.any()):
             raise GraphError(
                 "gradients were changed between the backward pass and the step, other than by a "
@@ -86,7 +82,7 @@ class Recorded:
         if self.coefficients is not None:
             for row in self.coefficients:
                 torch._foreach_mul_(row, factor)
-        self._versions, self._norms = versions, after
+        self._versions, self._before = versions, after
 
     def add(self, earlier: Recorded) -> None:
         """Add an earlier record of the same accumulating gradients."""
