@@ -155,6 +155,7 @@ def test_a_record_whose_gradients_were_cleared_is_forgotten() -> None:
     b = QuantumSGD(other.parameters(), **CYCLE)
     batches = image_batches(4)
     for x, y in batches:
+        a.zero_grad()
         with a.recording():  # a pass that is thrown away
             F.cross_entropy(model(x * 2), y).backward()
         run_recorded(a, model, [(x, y)], F.cross_entropy)
@@ -183,6 +184,142 @@ def test_clipping_by_norm_scales_the_derivatives_too() -> None:
     torch.testing.assert_close(
         vector(clipped.parameters()), vector(scaled.parameters()), rtol=1e-9, atol=1e-11
     )
+
+
+@pytest.mark.parametrize("by_closure", [True, False])
+def test_clipping_by_norm_inside_the_block_is_clipping_after_it(by_closure: bool) -> None:
+    inside, after = classifier("group"), classifier("group")
+    a = QuantumSGD(inside.parameters(), order=3, **CYCLE)
+    b = QuantumSGD(after.parameters(), order=3, **CYCLE)
+    batches = image_batches(4)
+    stream = iter(batches)
+
+    def closure() -> Tensor:
+        x, y = next(stream)
+        a.zero_grad()
+        loss = F.cross_entropy(inside(x), y)
+        loss.backward()
+        nn.utils.clip_grad_norm_(inside.parameters(), 0.05)
+        return loss
+
+    for x, y in batches:
+        if by_closure:
+            a.step(closure)
+        else:
+            with a.recording():
+                closure()
+            a.step()
+        b.zero_grad()
+        with b.recording():
+            F.cross_entropy(after(x), y).backward()
+        nn.utils.clip_grad_norm_(after.parameters(), 0.05)
+        b.step()
+    torch.testing.assert_close(
+        vector(inside.parameters()), vector(after.parameters()), rtol=1e-10, atol=1e-12
+    )
+    assert a.windows[0].predicted_loss == pytest.approx(b.windows[0].predicted_loss)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_a_bare_graph_whose_gradient_was_clipped_is_refused() -> None:
+    model = classifier("group")
+    opt = QuantumSGD(model.parameters(), **CYCLE)
+    batches = image_batches(2)
+    by_bare_graph(opt, model, *batches[0])
+    opt.zero_grad()
+    F.cross_entropy(model(batches[1][0]), batches[1][1]).backward(create_graph=True)
+    nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+    with pytest.raises(GraphError, match="clip after it"):
+        opt.step()
+
+
+def test_clearing_inside_the_block_forgets_what_was_recorded_before() -> None:
+    model, other = classifier("group"), classifier("group")
+    a = QuantumSGD(model.parameters(), **CYCLE)
+    b = QuantumSGD(other.parameters(), **CYCLE)
+    for x, y in image_batches(4):
+        a.zero_grad()
+        with a.recording():  # not stepped
+            F.cross_entropy(model(x * 2), y).backward()
+        by_closure(a, model, x, y)
+        by_closure(b, other, x, y)
+    assert torch.equal(vector(model.parameters()), vector(other.parameters()))
+
+
+def test_gradients_from_outside_a_recording_are_not_added_to() -> None:
+    model = classifier("group")
+    opt = QuantumSGD(model.parameters(), **CYCLE)
+    batches = image_batches(2)
+    by_recording(opt, model, *batches[0])
+    with pytest.raises(GraphError, match=r"zero_grad\(\)"), opt.recording():
+        F.cross_entropy(model(batches[1][0]), batches[1][1]).backward()
+
+
+def test_changes_through_data_are_seen() -> None:
+    model = classifier("group")
+    opt = QuantumSGD(model.parameters(), **CYCLE)
+    batches = image_batches(2)
+    by_recording(opt, model, *batches[0])
+    opt.zero_grad()
+    with opt.recording():
+        F.cross_entropy(model(batches[1][0]), batches[1][1]).backward()
+    model[0].weight.grad.data.mul_(0.5)
+    with pytest.raises(GraphError, match="common factor"):
+        opt.step()
+
+
+def test_parameters_that_enter_as_a_sum_share_their_derivatives_safely() -> None:
+    """autograd returns one tensor for both: nothing may be done to it twice."""
+    errors = []
+    for order in (1, 2, 3):
+        a, b = (nn.Parameter(0.3 * randn(3, 2, seed=k)) for k in (1, 2))
+        c, d = (nn.Parameter(p.detach().clone()) for p in (a, b))
+        opt = QuantumSGD(
+            [a, b], lr=0.02, momentum=0.5, nesterov=True, weight_decay=0.1, density=1, window=6,
+            order=order,
+        )  # fmt: skip
+        sgd = torch.optim.SGD([c, d], lr=0.02, momentum=0.5, nesterov=True, weight_decay=0.1)
+        start = vector([a, b])
+        for t in range(6):
+            x = randn(8, 3, seed=10 + t)
+            opt.zero_grad()
+            with opt.recording():
+                (torch.tanh(x @ (a + b)) ** 3).mean().backward()
+            opt.step()
+            sgd.zero_grad()
+            (torch.tanh(x @ (c + d)) ** 3).mean().backward()
+            sgd.step()
+        moved = vector([c, d]) - start
+        errors.append(float((vector([a, b]) - vector([c, d])).norm() / moved.norm()))
+    assert errors[2] < 0.2 * errors[1] < 0.04 * errors[0], errors
+
+
+def test_a_loss_linear_in_the_parameters_needs_no_graph() -> None:
+    p = nn.Parameter(randn(4, seed=1))
+    start, slope = p.detach().clone(), randn(4, seed=2)
+    opt = QuantumSGD([p], lr=0.1, density=1, window=3)
+    for _ in range(3):
+        opt.zero_grad()
+        with opt.recording():
+            (p * slope).sum().backward()
+        opt.step()
+    torch.testing.assert_close(p.detach(), start - 0.3 * slope)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_a_bare_layer_norm_that_enters_the_loss_linearly_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)).double()
+    opt = QuantumSGD(model.parameters(), lr=0.1, density=1, window=3)
+    weights = randn(5, 4, seed=1)
+
+    def step() -> None:
+        opt.zero_grad()
+        (model(randn(5, 3, seed=2)) * weights).sum().backward(create_graph=True)
+        opt.step()
+
+    step()
+    with pytest.raises(GraphError, match="LayerNorm"):
+        step()
 
 
 def test_clipping_by_value_is_refused() -> None:

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from tests.cases import classifier, image_batches, regression, run_recorded, tanh_network, vector
-from torch_qsgd import DivergenceError, QuantumSGD
+from torch_qsgd import DivergenceError, GraphError, QuantumSGD
 
 CYCLE: dict[str, Any] = {
     "lr": 0.05,
@@ -326,4 +326,128 @@ def test_overflowing_jets_drop_the_window_and_leave_the_anchor() -> None:
     before = vector(model.parameters())
     with pytest.raises(DivergenceError, match="lower lr"):
         run_recorded(opt, model, [(x.float(), y.float()) for x, y in regression(50)])
+    assert torch.equal(vector(model.parameters()), before)
+
+
+def test_a_skipped_nan_batch_does_not_linger_in_cleared_gradients() -> None:
+    model = classifier("group")
+    opt = QuantumSGD(model.parameters(), **CYCLE)
+    batches = image_batches(3)
+    run(opt, model, batches[:2])
+    opt.zero_grad(set_to_none=False)
+    with opt.recording():
+        F.cross_entropy(model(batches[2][0] * math.nan), batches[2][1]).backward()
+    opt.zero_grad(set_to_none=False)
+    with opt.recording():
+        F.cross_entropy(model(batches[2][0]), batches[2][1]).backward()
+    opt.step()
+    assert opt.window_step == 3
+
+
+# ---- Groups and masks that change -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_every_parameter_of_a_pruned_network_has_state(window: int) -> None:
+    model = classifier()
+    opt = QuantumSGD(model.parameters(), density=0.5, window=window)
+    opt.upload()
+    run(opt, model, image_batches(1))
+    assert all("mask" in opt.state[p] for p in model.parameters())
+    assert set(opt.masks) == {p for p in model.parameters() if p.dim() > 1}
+
+
+def test_a_density_of_one_makes_pruned_weights_dense_again() -> None:
+    model = classifier("group")
+    opt = QuantumSGD(model.parameters(), lr=0.1, density=0.3, window=2, classical_steps=0)
+    run(opt, model, image_batches(2))
+    opt.param_groups[0]["density"] = 1.0
+    before = vector(model.parameters())
+    run(opt, model, image_batches(4)[2:])
+    assert opt.active == len(before)
+    assert (vector(model.parameters()) != before).all()
+
+
+def test_networks_with_the_same_names_are_both_pruned() -> None:
+    first, second = classifier(), classifier(seed=1)
+    opt = QuantumSGD(
+        [{"params": first.named_parameters()}, {"params": second.named_parameters()}], density=0.2
+    )
+    opt.upload()
+    weights = [p for m in (first, second) for p in m.parameters() if p.dim() > 1]
+    assert set(opt.masks) == set(weights)
+    kept = sum(int((p != 0).sum()) for p in weights)
+    assert kept == round(0.2 * sum(p.numel() for p in weights))
+
+
+def test_a_parameter_frozen_in_mid_window_keeps_what_it_had_and_leaves_nothing() -> None:
+    model = classifier("group")
+    opt = QuantumSGD(model.parameters(), lr=0.05, density=1, window=4, classical_steps=0)
+    run(opt, model, image_batches(2))
+    frozen = model[0].weight
+    moved = frozen + sum(opt.state[frozen][f"jet_{k}"] for k in (1, 2))
+    frozen.requires_grad_(False)
+    frozen.grad = None
+    run(opt, model, image_batches(4)[2:])
+    torch.testing.assert_close(frozen.detach(), moved.detach())
+    frozen.requires_grad_(True)
+    opt.upload()
+    assert not any(opt.state[frozen][f"jet_{k}"].any() for k in (1, 2))
+
+
+def test_masked_sgd_in_a_plain_loop_is_told_to_prune_first() -> None:
+    model = classifier()
+    opt = QuantumSGD(model.parameters(), density=0.3, window=0)
+    (x, y), *_ = image_batches(1)
+    F.cross_entropy(model(x), y).backward()
+    with pytest.raises(GraphError, match=r"opt\.upload\(\)"):
+        opt.step()
+
+
+def test_hooks_outlive_the_loading_of_a_state() -> None:
+    model = tanh_network()
+    opt = QuantumSGD(model.parameters(), density=1, window=2, classical_steps=0)
+    seen: list[int] = []
+    opt.on_download(lambda _, record: seen.append(record.steps))
+    opt.load_state_dict(opt.state_dict())
+    run_recorded(opt, model, regression(2))
+    assert seen == [2]
+
+
+def test_loading_a_state_does_not_rewind_a_generator_used_elsewhere() -> None:
+    generator = torch.Generator().manual_seed(3)
+    opt = QuantumSGD(tanh_network().parameters(), generator=generator)
+    torch.rand(5, generator=generator)
+    expected = generator.clone_state()
+    opt.load_state_dict(opt.state_dict())
+    assert torch.equal(generator.get_state(), expected.get_state())
+
+
+def test_a_window_is_not_closed_while_its_prediction_is_looked_at() -> None:
+    model = tanh_network()
+    opt = QuantumSGD(model.parameters(), density=1, window=5)
+    run_recorded(opt, model, regression(2))
+    with opt.predicted_weights():
+        for forbidden in (opt.download, opt.upload):
+            with pytest.raises(RuntimeError, match="leave the block"):
+                forbidden()
+    assert opt.window_step == 2
+
+
+def test_an_empty_window_has_a_record() -> None:
+    opt = QuantumSGD(tanh_network().parameters(), density=1)
+    opt.upload()
+    record = opt.download()
+    assert (record.steps, record.jet_ratio, record.displacement) == (0, 0.0, 0.0)
+
+
+def test_snip_on_a_nan_batch_prunes_nothing() -> None:
+    model = classifier()
+    opt = QuantumSGD(
+        model.parameters(), density=0.5, pruning="snip", model=model, loss_fn=F.cross_entropy
+    )
+    before = vector(model.parameters())
+    (x, y), *_ = image_batches(1)
+    with pytest.raises(DivergenceError, match="snip"):
+        opt.step(x * math.nan, y)
     assert torch.equal(vector(model.parameters()), before)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -106,14 +108,9 @@ def _summary(runs: list[History], seconds: dict[str, float]) -> Table:
     return table
 
 
-def _cap(batches: Any, most: int | None) -> list[Any]:
-    """The validation batches, read once and kept, at most so many."""
-    kept: list[Any] = []
-    for batch in batches:
-        if most is not None and len(kept) >= most:
-            break
-        kept.append(tuple(batch))
-    return kept
+def _cap(batches: Iterable[Any], most: int | None) -> list[Any]:
+    """The first so many batches, read once and kept."""
+    return list(itertools.islice(batches, most))
 
 
 def _finite(value: Any) -> Any:
@@ -281,7 +278,8 @@ def _run(
 ) -> None:
     """Train every arm from the same dense weights, on the same batches."""
     device = next(arms[0].model.parameters()).device
-    validation = _cap(images.validation, eval_batches)
+    few = eval_batches is not None
+    validation = _cap(images.validation, eval_batches) if few else images.validation
     cycle = arms[0].optimizer.param_groups[0]
     every = max(1, cycle["window"] // 4)
     # The last download ends the run, so that the weights compared are pruned ones; windows may

@@ -1,184 +1,34 @@
 """The cycle of ``QuantumSGD``: what happens to weights, masks and jets once derivatives are known.
 
 upload → window of steps → download → classical steps → upload …
-
-Everything that lasts lives in ``state[p]`` and ``param_groups``, because only these survive every
-wrapper, pickle and distributed checkpoint:
-
-====================  ===========================================================================
-``mask``              bool; where the weight is active. Only for prunable weights.
-``jet_1 … jet_N``     :math:`c_k`, zero outside a window.
-``velocity_1 … _N``   the momentum's jets, zero outside a window. Only with momentum.
-``momentum_buffer``   as in ``torch.optim.SGD``; in a window, its value at upload.
-``cycle``             in the first group: :func:`torch_qsgd.records.new_cycle`.
-====================  ===========================================================================
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.optimizer import Optimizer
+from torch import Tensor
 from torch.optim.sgd import sgd
-from torch.utils.hooks import RemovableHandle
 
-from torch_qsgd.carleman.jet import jet_dtype, jet_sgd, norm
+from torch_qsgd.carleman.jet import jet_sgd, norm
 from torch_qsgd.derivatives import loss_along_path
 from torch_qsgd.derivatives.finite import require_finite
 from torch_qsgd.derivatives.graph import RECORDING
 from torch_qsgd.errors import DivergenceError, GraphError
 from torch_qsgd.pruning import NEEDS_MODEL, PruningContext, choose_masks
 from torch_qsgd.records import WindowRecord
-from torch_qsgd.solvers import JetWindow, Solver
-
-_NORMALIZATIONS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-)
+from torch_qsgd.solvers import JetWindow
+from torch_qsgd.state import WindowState, all_active
 
 Gradients = Sequence[Tensor | None]
 Batch = tuple[Any, Any]
 
 
-class Cycle(Optimizer):
+class Cycle(WindowState):
     """Base of :class:`torch_qsgd.QuantumSGD`: the cycle, without ways to hand in derivatives."""
-
-    model: nn.Module | None
-    loss_fn: Callable[..., Tensor] | None
-    solver: Solver
-    _generator: torch.Generator
-    _upload_hooks: OrderedDict[int, Callable[..., None]]
-    _download_hooks: OrderedDict[int, Callable[..., None]]
-
-    # ---- Where it stands ---------------------------------------------------------------------
-
-    @property
-    def _cycle(self) -> dict[str, Any]:
-        cycle: dict[str, Any] = self.param_groups[0]["cycle"]
-        return cycle
-
-    @property
-    def _is_plain_sgd(self) -> bool:
-        return all(group["window"] == 0 and group["density"] == 1 for group in self.param_groups)
-
-    @property
-    def phase(self) -> str:
-        """``"upload"`` (due at the next step), ``"window"``, or ``"classical"``."""
-        phase: str = self._cycle["phase"]
-        return "classical" if phase == "upload" and self._is_plain_sgd else phase
-
-    @property
-    def window_step(self) -> int:
-        """Steps taken in the open window; 0 outside one."""
-        return int(self._cycle["window_step"])
-
-    @property
-    def jet_norms(self) -> tuple[float, ...]:
-        """‖c_1‖ … ‖c_N‖ after the last step of the open window; empty outside one."""
-        return tuple(self._cycle["jet_norms"])
-
-    @property
-    def windows(self) -> list[WindowRecord]:
-        """A record of every finished window, oldest first."""
-        return [WindowRecord.from_state(w) for w in self._cycle["windows"]]
-
-    @property
-    def masks(self) -> dict[Tensor, Tensor]:
-        """The masks last chosen, bool, by parameter; a parameter without one is dense."""
-        return {p: self.state[p]["mask"] for p in self._trainable() if "mask" in self.state[p]}
-
-    @property
-    def active(self) -> int:
-        """Number of active coordinates under the masks last chosen."""
-        masks = self.masks
-        return sum(int(masks[p].sum()) if p in masks else p.numel() for p in self._trainable())
-
-    def on_upload(self, hook: Callable[[Any], None]) -> RemovableHandle:
-        """Call ``hook(optimizer)`` after each upload. As PyTorch's hooks, not pickled."""
-        return _registered(self._upload_hooks, hook)
-
-    def on_download(self, hook: Callable[[Any, WindowRecord], None]) -> RemovableHandle:
-        """Call ``hook(optimizer, record)`` after each download. As PyTorch's hooks, not pickled."""
-        return _registered(self._download_hooks, hook)
-
-    def _trainable(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
-
-    def _by_group(self, params: Sequence[Tensor]) -> Iterator[tuple[dict[str, Any], range]]:
-        """Each group with the positions of its parameters among ``params``."""
-        start = 0
-        for group in self.param_groups:
-            stop = start + sum(p.requires_grad for p in group["params"])
-            yield group, range(start, stop)
-            start = stop
-
-    def _names(self) -> dict[Tensor, str]:
-        names: dict[Tensor, str] = {}
-        for g, group in enumerate(self.param_groups):
-            for i, p in enumerate(group["params"]):
-                known = group.get("param_names")
-                names[p] = known[i] if known else f"parameter {i} of group {g}"
-        if self.model is not None:
-            names.update((p, n) for n, p in self.model.named_parameters() if p in names)
-        return names
-
-    # ---- State -------------------------------------------------------------------------------
-
-    def _prunable(self) -> set[Tensor]:
-        """Weights that their groups prune: all, or all but vectors, biases and normalisation."""
-        dense: set[Tensor] = set()
-        if self.model is not None:
-            for module in self.model.modules():
-                if isinstance(module, _NORMALIZATIONS):
-                    dense.update(module.parameters(recurse=False))
-        dense.update(p for p, name in self._names().items() if name.split(".")[-1] == "bias")
-        return {
-            p
-            for group in self.param_groups
-            for p in group["params"]
-            if p.requires_grad and group["density"] < 1
-            if group["prune_vectors"] or (p.dim() > 1 and p not in dense)
-        }
-
-    def _allocate(self, params: Sequence[Tensor], buffers: bool = False) -> None:
-        """Give every parameter the jets its group asks for, where it has none yet.
-
-        With ``buffers``, also what otherwise starts later: masks with the first upload, momentum
-        with the first step.
-        """
-        prunable = self._prunable() if buffers else set()
-        for group, positions in self._by_group(params):
-            orders = range(1, group["order"] + 1) if group["window"] else ()
-            kinds = ("jet", "velocity") if group["momentum"] else ("jet",)
-            for p in (params[i] for i in positions):
-                state = self.state[p]
-                if p in prunable and "mask" not in state:
-                    state["mask"] = torch.ones_like(p, dtype=torch.bool)
-                for name in (f"{kind}_{k}" for kind in kinds for k in orders):
-                    if name in state:
-                        continue
-                    buffer = state.get("momentum_buffer") if name == "velocity_1" else None
-                    zero = torch.zeros_like(p, dtype=jet_dtype(p.dtype))
-                    state[name] = zero if buffer is None else zero.copy_(buffer)
-                if buffers and group["momentum"]:
-                    state.setdefault("momentum_buffer", torch.zeros_like(p))
-
-    def _series(self, kind: str, params: Sequence[Tensor]) -> list[list[Tensor]]:
-        """The tensors ``kind_1 … kind_N`` of the parameters, one list an order."""
-        orders = range(1, self.param_groups[0]["order"] + 1)
-        return [[self.state[p][f"{kind}_{k}"] for p in params] for k in orders]
-
-    def _jets(self, params: Sequence[Tensor]) -> list[list[Tensor]]:
-        """c_1 … c_N; parameters, or momentum, that joined in mid-window start from zero."""
-        self._allocate(params)
-        return self._series("jet", params)
 
     # ---- Upload ------------------------------------------------------------------------------
 
@@ -195,6 +45,7 @@ class Cycle(Optimizer):
 
         Cost: a selection over the prunable weights.
         """
+        self._require_outside("upload()")
         if self.phase == "window":
             raise RuntimeError("a window is open: call download() before upload()")
         self._upload(None if inputs is None else (inputs, targets))
@@ -215,10 +66,11 @@ class Cycle(Optimizer):
         for p in params:
             state = self.state[p]
             buffer = state.get("momentum_buffer")
-            if p in masks:
-                state["mask"] = masks[p]
-                if buffer is not None:
-                    buffer.mul_(masks[p])
+            # Every parameter gets a mask, for if one has state, every one must.
+            if not self._is_plain_sgd:
+                state["mask"] = masks.get(p, all_active(p.new_zeros(())))
+            if p in masks and buffer is not None:
+                buffer.mul_(masks[p])
             if buffer is not None and "velocity_1" in state:
                 state["velocity_1"].copy_(buffer)
         windowed = self.param_groups[0]["window"] > 0
@@ -257,8 +109,12 @@ class Cycle(Optimizer):
         gradients: Gradients,
         coefficients: list[list[Tensor]] | None,
         loss: Tensor | None,
+        factor: float,
     ) -> None:
-        """Take one step, whose derivatives are known, in whatever phase the cycle is in."""
+        """Take one step, whose derivatives are known, in whatever phase the cycle is in.
+
+        The gradients are ``factor`` times those of the loss.
+        """
         if all(g is None for g in gradients):
             return
         cycle = self._cycle
@@ -269,7 +125,7 @@ class Cycle(Optimizer):
             )
         cycle["step"] += 1
         if self.phase == "window":
-            self._advance_window(params, gradients, coefficients, loss)
+            self._advance_window(params, gradients, coefficients, loss, factor)
             return
         if self.param_groups[0]["window"] == 0:
             gradients = self._masked(params, gradients)
@@ -281,12 +137,12 @@ class Cycle(Optimizer):
 
     def _masked(self, params: Sequence[Tensor], gradients: Gradients) -> Gradients:
         masks = self.masks
-        if not masks:
-            return gradients
-        return [
-            g if g is None or p not in masks else g * masks[p]
-            for p, g in zip(params, gradients, strict=True)
-        ]
+        pairs = {p: g for p, g in zip(params, gradients, strict=True) if g is not None}
+        pruned = [p for p in masks if p in pairs]
+        if pruned:
+            products = torch._foreach_mul([pairs[p] for p in pruned], [masks[p] for p in pruned])
+            pairs.update(zip(pruned, products, strict=True))
+        return [pairs.get(p) for p in params]
 
     def _descend(self, params: Sequence[Tensor], gradients: Gradients) -> None:
         """One step of ``torch.optim.SGD``, through its own functional form."""
@@ -316,11 +172,13 @@ class Cycle(Optimizer):
         gradients: Gradients,
         coefficients: list[list[Tensor]] | None,
         loss: Tensor | None,
+        factor: float,
     ) -> None:
         cycle, options = self._cycle, self.param_groups[0]
-        jets = self._jets(params)
+        jets, masks = self._jets(params), self.masks
         if loss is not None:
             change = loss_along_path([gradients, *coefficients], jets) if coefficients else 0.0
+            change = change / factor if factor else 0.0
             cycle.update(loss=float(loss), predicted_loss=float(loss + change))
         for group, positions in self._by_group(params):
             used = [i for i in positions if gradients[i] is not None]
@@ -334,7 +192,7 @@ class Cycle(Optimizer):
                 [[row[i] for i in used] for row in coefficients] if coefficients else None,
                 [[jet[i] for i in used] for jet in jets],
                 self._series("velocity", anchor) if group["momentum"] else None,
-                [s.get("mask") for s in states],
+                [masks.get(p) for p in anchor],
                 [s.get("momentum_buffer") is None for s in states],
                 lr=float(group["lr"]),
                 momentum=group["momentum"],
@@ -348,7 +206,7 @@ class Cycle(Optimizer):
                     state.setdefault("momentum_buffer", torch.zeros_like(p))
         norms = torch.stack([norm(jet) for jet in jets]).tolist()
         if not all(map(math.isfinite, norms)):
-            self._leave_window(params, "upload")
+            self._leave_window("upload")
             raise DivergenceError(
                 f"step {cycle['step']}: the window's jets have overflowed. It is dropped, and the "
                 "weights are those of its anchor: lower lr, shorten the window, or set a tolerance"
@@ -373,14 +231,17 @@ class Cycle(Optimizer):
 
         Cost: N + 1 passes over the parameters, twice that with momentum.
         """
+        self._require_outside("download()")
         if self.phase != "window":
             raise RuntimeError(f"no window is open (phase {self.phase!r}): nothing to download")
         return self._download("requested")
 
     def _download(self, reason: str) -> WindowRecord:
-        params, cycle = self._trainable(), self._cycle
-        jets = self._jets(params)
-        with_momentum = [p for p in params if "velocity_1" in self.state[p]]
+        cycle = self._cycle
+        self._allocate(self._trainable())
+        params = self._held("jet_1")  # also what was frozen in mid-window
+        jets = self._series("jet", params)
+        with_momentum = self._held("velocity_1")
         velocities = self._series("velocity", with_momentum) if with_momentum else []
         window = JetWindow(jets, velocities, self.window_step)
         solution = self.solver.solve(window)
@@ -400,14 +261,14 @@ class Cycle(Optimizer):
         )
         cycle["windows"].append(record.to_state())
         classical = self.param_groups[0]["classical_steps"] > 0
-        self._leave_window(params, "classical" if classical else "upload")
+        self._leave_window("classical" if classical else "upload")
         for hook in list(self._download_hooks.values()):
             hook(self, record)
         return record
 
-    def _leave_window(self, params: Sequence[Tensor], phase: str) -> None:
+    def _leave_window(self, phase: str) -> None:
         for kind in ("jet", "velocity"):
-            kept = [p for p in params if f"{kind}_1" in self.state[p]]
+            kept = self._held(f"{kind}_1")
             for row in self._series(kind, kept) if kept else ():
                 torch._foreach_zero_(row)
         self._cycle.update(
@@ -422,13 +283,4 @@ class Cycle(Optimizer):
 
 def displace(params: Sequence[Tensor], displacement: Sequence[Tensor]) -> None:
     """Add a displacement to the parameters, in place, rounded once to their dtype."""
-    for p, u in zip(params, displacement, strict=True):
-        p.copy_(p + u)
-
-
-def _registered(
-    hooks: OrderedDict[int, Callable[..., None]], hook: Callable[..., None]
-) -> RemovableHandle:
-    handle = RemovableHandle(hooks)
-    hooks[handle.id] = hook
-    return handle
+    torch._foreach_copy_(list(params), torch._foreach_add(list(params), list(displacement)))

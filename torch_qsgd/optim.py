@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,11 +16,10 @@ from torch_qsgd.carleman.jet import summed
 from torch_qsgd.cycle import Batch, Cycle, displace
 from torch_qsgd.derivatives import keep_graph, taylor_coefficients
 from torch_qsgd.derivatives.graph import RECORDING
-from torch_qsgd.derivatives.recorded import Recorded
+from torch_qsgd.derivatives.recorded import Recorded, Watch, require_dense
 from torch_qsgd.errors import GraphError
 from torch_qsgd.options import check_options, check_parameters, check_shared
 from torch_qsgd.pruning import NEEDS_MODEL, forward
-from torch_qsgd.records import new_cycle
 from torch_qsgd.solvers import Solver, resolve
 
 Gradients = list[Tensor | None]
@@ -108,6 +107,10 @@ class QuantumSGD(Cycle):
     ) -> None:
         if (model is None) != (loss_fn is None):
             raise ValueError("model and loss_fn go together: give both, or neither")
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            raise ValueError("DistributedDataParallel models cannot be trained in windows yet")
+        if not isinstance(generator, torch.Generator | None):
+            raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
         self.model = model
         self.loss_fn = loss_fn
         self.solver = resolve(solver)
@@ -130,14 +133,13 @@ class QuantumSGD(Cycle):
         }
         check_options(defaults)
         super().__init__(params, defaults)
-        self.param_groups[0]["cycle"] = new_cycle(self._generator.get_state())
 
     def _reset_transients(self) -> None:
-        """What does not outlive a step: nothing here is part of the optimizer's state."""
+        """What is no part of the optimizer's state; hooks outlive the loading of one."""
         self._recorded: Recorded | None = None
         self._inside: str | None = None
-        self._upload_hooks: OrderedDict[int, Callable[..., None]] = OrderedDict()
-        self._download_hooks: OrderedDict[int, Callable[..., None]] = OrderedDict()
+        self.__dict__.setdefault("_upload_hooks", OrderedDict())
+        self.__dict__.setdefault("_download_hooks", OrderedDict())
 
     # ---- What an optimizer must honour -------------------------------------------------------
 
@@ -154,8 +156,17 @@ class QuantumSGD(Cycle):
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+        if group["window"] == 0 and group["density"] < 1 and self.phase == "classical":
+            self._cycle["phase"] = "upload"  # masked SGD: the newcomers are still to be pruned
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of any optimizer; of tensors, numbers, strings, lists and dictionaries only."""
+        self._cycle["generator"] = self._generator.get_state()
+        state: dict[str, Any] = super().state_dict()
+        return state
 
     def __getstate__(self) -> dict[str, Any]:
+        self._cycle["generator"] = self._generator.get_state()
         kept = ("solver", "model", "loss_fn", "_generator")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in kept}}
 
@@ -165,8 +176,7 @@ class QuantumSGD(Cycle):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
-        cycle = self.param_groups[0].setdefault("cycle", new_cycle(self._generator.get_state()))
-        self._generator.set_state(cycle["generator"].cpu())
+        self._generator.set_state(self._cycle["generator"].cpu())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; tensors keep the dtype they were saved in, masks stay bool."""
@@ -206,20 +216,28 @@ class QuantumSGD(Cycle):
             yield
             return
         params = self._trainable()
-        earlier = self._matching_record(params)
+        watch = Watch(params, self._recorded, needs_graph=self._moved)
         self._recorded = None
         try:
-            with keep_graph(self._moved) as losses:
+            with keep_graph(self._moved, watch):
                 with self._entered("recording()"):
                     yield
                 gradients = _gradients(params)
-                coefficients = self._differentiate(gradients, params) if self._moved else None
+                record = watch.latest
+                if self._moved and _any(gradients):
+                    if record is None:
+                        raise GraphError(
+                            "no backward pass was seen: call `loss.backward()` itself inside the "
+                            "block, rather than `torch.autograd.backward`"
+                        )
+                    record.coefficients = self._differentiate(gradients, params)
         finally:
             _detach(params)
-        record = Recorded(_gradients(params), coefficients, losses)
-        if earlier is not None:
-            record.add(earlier)
-        self._recorded = record
+        if record is not None and record.belongs_to(gradients):
+            record.follow_scaling()  # clipped inside the block
+            if watch.earlier is not None:
+                record.add(watch.earlier)
+            self._recorded = record
 
     @torch.no_grad()
     def step(self, closure: Any = None, targets: Any = None) -> Any:
@@ -248,18 +266,21 @@ class QuantumSGD(Cycle):
                 loss = closure()
         params = self._trainable()
         gradients = _gradients(params)
-        record = self._matching_record(params)
-        self._recorded = None
-        if record is None and self.phase != "classical" and _any(gradients):
-            record = self._record_bare_graph(params, gradients)
-            if record is None:
-                return loss
-        seen = loss.detach() if isinstance(loss, Tensor) else None
-        if record is not None and record.losses and seen is None:
-            seen = torch.stack(record.losses).sum()
+        record, self._recorded = self._recorded, None
+        if record is not None and record.belongs_to(gradients):
+            record.follow_scaling()
+        elif self.phase == "classical" or not _any(gradients):
+            record = Recorded(())
+        elif self._is_checkpoint_template(gradients):
+            self._allocate(params, buffers=True)
+            return loss
+        else:
+            record = self._record_bare_graph(params, gradients, stale=record is not None)
         _detach(params)
-        coefficients = None if record is None else record.coefficients
-        self._advance(params, gradients, coefficients, seen)
+        seen = record.loss
+        if seen is None and isinstance(loss, Tensor):
+            seen = loss.detach()
+        self._advance(params, gradients, record.coefficients, seen, record.factor)
         return loss
 
     def _step_on_batch(self, inputs: Any, targets: Any) -> Tensor:
@@ -273,12 +294,13 @@ class QuantumSGD(Cycle):
         windowed = self.phase == "window"
         with torch.enable_grad(), keep_graph(False) if windowed else contextlib.nullcontext():
             loss = self.loss_fn(forward(self.model, inputs), targets)
-            gradients = _dense(
+            gradients: Gradients = list(
                 torch.autograd.grad(loss, params, create_graph=self._moved, allow_unused=True)
             )
+            require_dense(gradients)
             coefficients = self._differentiate(gradients, params) if self._moved else None
         gradients = [None if g is None else g.detach() for g in gradients]
-        self._advance(params, gradients, coefficients, loss.detach())
+        self._advance(params, gradients, coefficients, loss.detach(), 1.0)
         return loss.detach()
 
     @contextlib.contextmanager
@@ -288,10 +310,6 @@ class QuantumSGD(Cycle):
             yield
         finally:
             self._inside = None
-
-    def _require_outside(self, called: str) -> None:
-        if self._inside:
-            raise RuntimeError(f"{called} inside `with opt.{self._inside}:`; leave the block first")
 
     def _begin_step(self, batch: Batch | None) -> None:
         if self.phase == "upload":
@@ -308,39 +326,40 @@ class QuantumSGD(Cycle):
         return self.phase == "window" and self.window_step > 0
 
     def _differentiate(self, gradients: Gradients, params: list[Tensor]) -> list[list[Tensor]]:
-        if _any(gradients) and not any(g is not None and g.requires_grad for g in gradients):
-            raise GraphError(
-                "the backward pass kept no graph: call `loss.backward()` itself inside the block "
-                "(not `torch.autograd.backward`, nor under `torch.no_grad()`)"
-            )
         return taylor_coefficients(gradients, params, self._jets(params))
 
-    def _matching_record(self, params: list[Tensor]) -> Recorded | None:
-        record = self._recorded
-        if record is None or not record.belongs_to([p.grad for p in params]):
-            return None
-        record.follow_scaling()
-        return record
+    def _is_checkpoint_template(self, gradients: Gradients) -> bool:
+        """Distributed checkpoints take an empty first step to have the state allocated."""
+        return self._cycle["step"] == 0 and all(g is None or not g.any() for g in gradients)
 
-    def _record_bare_graph(self, params: list[Tensor], gradients: Gradients) -> Recorded | None:
+    def _record_bare_graph(
+        self, params: list[Tensor], gradients: Gradients, stale: bool
+    ) -> Recorded:
         """Derivatives from a ``loss.backward(create_graph=True)`` outside ``recording()``."""
-        if not any(g is not None and g.grad_fn is not None for g in gradients):
-            if all(g is None or not g.any() for g in gradients):
-                # Distributed checkpoints call an empty step to have the state allocated.
-                self._allocate(params, buffers=True)
-                return None
+        if self.param_groups[0]["window"] == 0:
+            self._upload(None, weights_are_used=True)
+            return Recorded(())
+        known = [g for g in gradients if g is not None]
+        if not any(g.grad_fn is not None for g in known):
             raise GraphError(
                 f"step {self.window_step + 1} of the window needs derivatives of the gradient, "
                 f"and `.grad` has no graph: {RECORDING}, or call opt.step(closure), or give "
                 "QuantumSGD model= and loss_fn= and call opt.step(inputs, targets)"
             )
+        record = Recorded(())
         try:
+            if stale or any(map(_changed_in_place, known)):
+                raise GraphError(
+                    "`.grad` was changed in place, or added to, since its graph was made, which "
+                    f"therefore no longer is the gradient's: {RECORDING}, and clip after it"
+                )
             if self.phase == "upload":
                 self._upload(None, weights_are_used=True)
-            coefficients = self._differentiate(gradients, params) if self._moved else None
+            if self._moved:
+                record.coefficients = self._differentiate(gradients, params)
         finally:
             _detach(params)
-        return Recorded([p.grad for p in params], coefficients, [])
+        return record
 
     # ---- Looking ahead -----------------------------------------------------------------------
 
@@ -371,16 +390,17 @@ class QuantumSGD(Cycle):
                     tensor.copy_(original)
 
 
-def _dense(gradients: Iterable[Tensor | None]) -> Gradients:
-    """The gradients, none of them sparse."""
-    found = list(gradients)
-    if any(g is not None and g.is_sparse for g in found):
-        raise TypeError("QuantumSGD takes no sparse gradients: use Embedding(sparse=False)")
+def _gradients(params: list[Tensor]) -> Gradients:
+    found = [p.grad for p in params]
+    require_dense(found)
     return found
 
 
-def _gradients(params: list[Tensor]) -> Gradients:
-    return _dense(p.grad for p in params)
+def _changed_in_place(gradient: Tensor) -> bool:
+    """Whether a gradient's values have been written to since ``backward`` made it with a graph."""
+    made = gradient.grad_fn
+    # A first gradient is copied into its place, which counts as one write.
+    return made is not None and gradient._version > int("CopyBackwards" in made.name())
 
 
 def _any(gradients: Gradients) -> bool:

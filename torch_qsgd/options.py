@@ -31,9 +31,13 @@ def check_options(options: dict[str, Any]) -> None:
     lr = options["lr"]
     if isinstance(lr, Tensor):
         _require(lr.numel() == 1, "lr", lr, "a number or a one-element tensor")
+    for name in ("lr", "momentum", "dampening", "weight_decay", "density", "tolerance"):
+        if isinstance(options[name], bool) or not isinstance(options[name], (int, float, Tensor)):
+            raise TypeError(f"{name} must be a number, got {type(options[name]).__name__}")
     for name in ("lr", "momentum", "weight_decay"):
         value = float(options[name])
         _require(value >= 0 and math.isfinite(value), name, options[name], "finite and at least 0")
+    _require(math.isfinite(options["dampening"]), "dampening", options["dampening"], "finite")
     _require(
         not options["nesterov"] or (options["momentum"] > 0 and options["dampening"] == 0),
         "nesterov",
@@ -42,7 +46,10 @@ def check_options(options: dict[str, Any]) -> None:
     )
     _require(0 < options["density"] <= 1, "density", options["density"], "in (0, 1]")
     _require(
-        options["pruning"] in METHODS, "pruning", options["pruning"], f"one of {', '.join(METHODS)}"
+        isinstance(options["pruning"], str) and options["pruning"] in METHODS,
+        "pruning",
+        options["pruning"],
+        f"one of {', '.join(METHODS)}",
     )
     _require_integer(options, "window", 0)
     _require_integer(options, "order", 1)

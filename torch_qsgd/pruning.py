@@ -190,6 +190,7 @@ def snip(parameters: Mapping[str, Tensor], density: float, context: PruningConte
         name: torch.zeros_like(p) if g is None else (p * g).abs().detach()
         for (name, p), g in zip(parameters.items(), gradients, strict=True)
     }
+    _require_finite(scores, "snip")
     return _global(scores, density)
 
 
@@ -232,6 +233,9 @@ def synflow(parameters: Mapping[str, Tensor], density: float, context: PruningCo
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+    strangers = [name for name, p in parameters.items() if p not in names]
+    if strangers:
+        raise ValueError(f"synflow: {', '.join(strangers)} not among the model's parameters")
     ours = {name: names[p] for name, p in parameters.items()}
     masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in parameters.items()}
     ones = _ones(inputs)
@@ -260,6 +264,8 @@ def _ones(inputs: Any) -> Any:
         return {name: _ones(value) for name, value in inputs.items()}
     if isinstance(inputs, (tuple, list)):
         return tuple(_ones(value) for value in inputs)
+    if not isinstance(inputs, Tensor):
+        return inputs
     if not inputs.is_floating_point():
         return inputs[:1]
     return torch.ones_like(inputs[:1], dtype=torch.float64)

@@ -16,7 +16,8 @@ class WindowRecord:
         displacement: ‖u‖, the Euclidean length of the downloaded displacement.
         active: the number of active coordinates.
         reason: why it ended: ``"length"``, ``"tolerance"``, or ``"requested"``.
-        loss: loss of the last step's batch at the anchor; ``None`` where no loss was seen.
+        loss: loss of the last step's batch at the anchor, in the units of what ``backward`` was
+            called on; ``None`` where no loss was seen.
         predicted_loss: the same batch's loss at the weights that step started from, by the
             jets' own Taylor series to order N; ``None`` where no loss was seen.
         solver_error: relative error made by the linear solver.
@@ -34,7 +35,8 @@ class WindowRecord:
     @property
     def jet_ratio(self) -> float:
         """‖c_N‖/‖c_1‖: how fast the Taylor series falls. 0 where nothing moved."""
-        return self.jet_norms[-1] / self.jet_norms[0] if self.jet_norms[0] else 0.0
+        moved = self.jet_norms and self.jet_norms[0]
+        return self.jet_norms[-1] / self.jet_norms[0] if moved else 0.0
 
     def to_state(self) -> dict[str, Any]:
         """Plain numbers, lists and strings, as a ``state_dict`` may hold."""

@@ -53,8 +53,9 @@ def jet_sgd(
     Args:
         anchor: :math:`\theta^*`, one tensor a parameter; read only.
         gradients: :math:`g_t` at the anchor; read only.
-        coefficients: :math:`[\varepsilon^k]\nabla L_t`, k = 1…N; overwritten. ``None`` where all
-            are zero, as in a window's first step.
+        coefficients: :math:`[\varepsilon^k]\nabla L_t`, k = 1…N; read only, for tensors of
+            several parameters may share their storage. ``None`` where all are zero, as in a
+            window's first step.
         jets: :math:`c_1 … c_N`, in :func:`jet_dtype`; updated.
         velocities: :math:`v_1 … v_N`; updated. ``None`` without momentum.
         masks: bool, True where a coordinate is active; ``None`` where all are.
@@ -69,16 +70,13 @@ def jet_sgd(
     # Without coefficients the path is still a point: only the constant term moves, at order 1.
     for k, jet in enumerate(jets if coefficients is not None else jets[:1]):
         dtypes = [c.dtype for c in jet]
-        if coefficients is None:
-            update = [torch.zeros_like(c) for c in jet]
-        else:
-            update = _cast(coefficients[k], dtypes)
-            if maximize:
-                torch._foreach_neg_(update)
-        if k == 0:
-            torch._foreach_add_(update, _cast(gradients, dtypes), alpha=sign)
-            if weight_decay:
-                torch._foreach_add_(update, _cast(anchor, dtypes), alpha=weight_decay)
+        terms = [gradients] if k == 0 else []
+        terms += [coefficients[k]] if coefficients is not None else []
+        update = list(torch._foreach_mul(_cast(terms[0], dtypes), sign))
+        for term in terms[1:]:
+            torch._foreach_add_(update, _cast(term, dtypes), alpha=sign)
+        if k == 0 and weight_decay:
+            torch._foreach_add_(update, _cast(anchor, dtypes), alpha=weight_decay)
         if weight_decay:
             torch._foreach_add_(update, jet, alpha=weight_decay)
         if masked:

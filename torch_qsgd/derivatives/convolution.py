@@ -25,6 +25,8 @@ class _Geometry(NamedTuple):
 class _Convolution(torch.autograd.Function):
     """y = x * w."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(input: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
         stride, padding, dilation, groups = geometry
@@ -73,6 +75,8 @@ def _adjoint(
 class _InputAdjoint(torch.autograd.Function):
     """The x for which <x, x'> = <dy, x' * w> for every x'. ``like`` gives its shape."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(dy: Tensor, weight: Tensor, like: Tensor, geometry: _Geometry) -> Tensor:
         return _adjoint(dy, like, weight, geometry, of_input=True)
@@ -96,6 +100,8 @@ class _InputAdjoint(torch.autograd.Function):
 
 class _WeightAdjoint(torch.autograd.Function):
     """The w for which <w, w'> = <dy, x * w'> for every w'. ``like`` gives its shape."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(dy: Tensor, input: Tensor, like: Tensor, geometry: _Geometry) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch_qsgd.errors import DivergenceError
 
 _ADVICE = (
-    "nothing was advanced, and the weights are those of the last good anchor: skip this batch, "
-    "lower lr, or shorten the window"
+    "nothing was advanced, and the weights are those of the last good step or anchor: skip this "
+    "batch, lower lr, or shorten the window"
 )
 
 

@@ -71,7 +71,7 @@ def refuse_unusable_graph(gradients: Iterable[Tensor], order: int) -> None:
         if order < 2 or not name.startswith(_NATIVE_NORMALIZATION):
             continue
         # In eval mode batch normalisation is affine, and its derivatives are right.
-        if "BackwardBackward" in name or not getattr(node, "_saved_training", True):
+        if not getattr(node, "_saved_training", getattr(node, "_saved_train", True)):
             continue
         raise GraphError(
             f"the gradient's graph holds {name}, whose derivatives beyond the first PyTorch gets "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -34,37 +34,52 @@ class _HigherDerivatives(TorchFunctionMode):
         return _REPLACEMENTS.get(func, func)(*args, **(kwargs or {}))
 
 
+class BackwardWatcher(Protocol):
+    """Is told of each ``loss.backward()`` under :func:`keep_graph`."""
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Called with the loss, before any gradient has changed."""
+
+    def after_backward(self) -> None:
+        """Called when the gradients are there."""
+
+
 class _KeepGraph(_HigherDerivatives):
     """Also sees each ``loss.backward()``, and may make it keep the graph of the gradients."""
 
-    def __init__(self, losses: list[Tensor], create_graph: bool) -> None:
+    def __init__(self, create_graph: bool, watcher: BackwardWatcher | None) -> None:
         super().__init__()
-        self._losses = losses
         self._create_graph = create_graph
+        self._watcher = watcher
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is not torch.Tensor.backward:
-            return super().__torch_function__(func, types, args, kwargs)
-        loss, *rest = args
+        if func is torch.Tensor.backward:
+            return self._backward(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _backward(self, loss: Tensor, *rest: Any, **kwargs: Any) -> None:
         names = ("gradient", "retain_graph", "create_graph", "inputs")
-        given = {**dict(zip(names, rest, strict=False)), **(kwargs or {})}
+        given = {**dict(zip(names, rest, strict=False)), **kwargs}
         if self._create_graph:
             refuse_unusable_graph([loss], order=1)
             given.update(create_graph=True, retain_graph=None)
-        self._losses.append(loss.detach().sum())
+        if self._watcher is not None:
+            self._watcher.before_backward(loss)
         with warnings.catch_warnings():
             # The graph is cut off again by whoever asked for it; PyTorch cannot know.
             warnings.filterwarnings("ignore", "Using backward\\(\\) with create_graph=True")
             try:
-                return func(loss, **given)  # type: ignore[no-untyped-call]
+                loss.backward(**given)
             except CheckpointError as error:
                 raise GraphError(
                     "a checkpointed part of the model ran differently when it was run again, for "
                     "PyTorch leaves modes behind there: pass "
                     "`context_fn=torch_qsgd.derivatives.checkpoint_contexts` to `checkpoint`"
                 ) from error
+        if self._watcher is not None:
+            self._watcher.after_backward()
 
 
 @contextlib.contextmanager
@@ -129,18 +144,14 @@ def checkpoint_contexts() -> tuple[
 
 
 @contextlib.contextmanager
-def keep_graph(create_graph: bool = True) -> Iterator[list[Tensor]]:
-    """:func:`higher_derivatives`, in which ``loss.backward()`` is seen and keeps a graph.
+def keep_graph(create_graph: bool = True, watcher: BackwardWatcher | None = None) -> Iterator[None]:
+    """:func:`higher_derivatives`, in which ``loss.backward()`` leaves gradients with their graph.
 
     Args:
-        create_graph: False where only the losses are wanted.
-
-    Yields:
-        The losses, detached, that ``backward`` was called on, in order. Each gradient it leaves
-        in ``.grad`` carries the graph that made it, if ``create_graph``.
+        create_graph: False where only the watcher is wanted.
+        watcher: is told of each backward pass.
 
     Cost: as :func:`higher_derivatives`, and the memory of the graph.
     """
-    losses: list[Tensor] = []
-    with _KeepGraph(losses, create_graph), sdpa_kernel(SDPBackend.MATH):
-        yield losses
+    with _KeepGraph(create_graph, watcher), sdpa_kernel(SDPBackend.MATH):
+        yield

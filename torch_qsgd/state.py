@@ -1,0 +1,200 @@
+"""What outlives a step of ``QuantumSGD``.
+
+Everything that lasts lives in ``state[p]`` and ``param_groups``, because only these survive every
+wrapper, pickle and distributed checkpoint:
+
+====================  ===========================================================================
+``mask``              bool; where the weight is active; a scalar True for a dense parameter.
+``jet_1 … jet_N``     :math:`c_k`, zero outside a window.
+``velocity_1 … _N``   the momentum's jets, zero outside a window. Only with momentum.
+``momentum_buffer``   as in ``torch.optim.SGD``; in a window, its value at upload.
+``cycle``             in the first group: :func:`torch_qsgd.records.new_cycle`.
+====================  ===========================================================================
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from torch_qsgd.carleman.jet import jet_dtype
+from torch_qsgd.records import WindowRecord, new_cycle
+from torch_qsgd.solvers import Solver
+
+_NORMALIZATIONS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+
+
+class WindowState(Optimizer):
+    """What a windowed optimizer keeps for its parameters, and where its cycle stands."""
+
+    model: nn.Module | None
+    loss_fn: Callable[..., Tensor] | None
+    solver: Solver
+    _generator: torch.Generator
+    _inside: str | None
+    _upload_hooks: OrderedDict[int, Callable[..., None]]
+    _download_hooks: OrderedDict[int, Callable[..., None]]
+
+    # ---- Where it stands ---------------------------------------------------------------------
+
+    @property
+    def _cycle(self) -> dict[str, Any]:
+        group = self.param_groups[0]
+        if "cycle" not in group:
+            group["cycle"] = new_cycle(self._generator.get_state())
+        cycle: dict[str, Any] = group["cycle"]
+        return cycle
+
+    @property
+    def _is_plain_sgd(self) -> bool:
+        return all(group["window"] == 0 and group["density"] == 1 for group in self.param_groups)
+
+    @property
+    def phase(self) -> str:
+        """``"upload"`` (due at the next step), ``"window"``, or ``"classical"``."""
+        phase: str = self._cycle["phase"]
+        return "classical" if phase == "upload" and self._is_plain_sgd else phase
+
+    @property
+    def window_step(self) -> int:
+        """Steps taken in the open window; 0 outside one."""
+        return int(self._cycle["window_step"])
+
+    @property
+    def jet_norms(self) -> tuple[float, ...]:
+        """‖c_1‖ … ‖c_N‖ after the last step of the open window; empty outside one."""
+        return tuple(self._cycle["jet_norms"])
+
+    @property
+    def windows(self) -> list[WindowRecord]:
+        """A record of every finished window, oldest first."""
+        return [WindowRecord.from_state(w) for w in self._cycle["windows"]]
+
+    @property
+    def masks(self) -> dict[Tensor, Tensor]:
+        """The masks last chosen, bool, by parameter; a parameter without one is dense."""
+        stored = ((p, self.state[p].get("mask")) for p in self._trainable())
+        return {p: mask for p, mask in stored if mask is not None and mask.dim()}
+
+    @property
+    def active(self) -> int:
+        """Number of active coordinates under the masks last chosen."""
+        masks = self.masks
+        return sum(int(masks[p].sum()) if p in masks else p.numel() for p in self._trainable())
+
+    def on_upload(self, hook: Callable[[Any], None]) -> RemovableHandle:
+        """Call ``hook(optimizer)`` after each upload. As PyTorch's hooks, not pickled."""
+        return _registered(self._upload_hooks, hook)
+
+    def on_download(self, hook: Callable[[Any, WindowRecord], None]) -> RemovableHandle:
+        """Call ``hook(optimizer, record)`` after each download. As PyTorch's hooks, not pickled."""
+        return _registered(self._download_hooks, hook)
+
+    def _trainable(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+
+    def _by_group(self, params: Sequence[Tensor]) -> Iterator[tuple[dict[str, Any], range]]:
+        """Each group with the positions of its parameters among ``params``."""
+        start = 0
+        for group in self.param_groups:
+            stop = start + sum(p.requires_grad for p in group["params"])
+            yield group, range(start, stop)
+            start = stop
+
+    def _names(self) -> dict[Tensor, str]:
+        names: dict[Tensor, str] = {}
+        taken: set[str] = set()
+        for g, group in enumerate(self.param_groups):
+            for i, p in enumerate(group["params"]):
+                known = group.get("param_names")
+                names[p] = known[i] if known else f"parameter {i} of group {g}"
+                if names[p] in taken:
+                    names[p] += f" of group {g}"
+                taken.add(names[p])
+        if self.model is not None:
+            names.update((p, n) for n, p in self.model.named_parameters() if p in names)
+        return names
+
+    def _require_outside(self, called: str) -> None:
+        if self._inside:
+            raise RuntimeError(f"{called} inside `with opt.{self._inside}:`; leave the block first")
+
+    # ---- State -------------------------------------------------------------------------------
+
+    def _prunable(self) -> set[Tensor]:
+        """Weights that their groups prune: all, or all but vectors, biases and normalisation."""
+        dense: set[Tensor] = set()
+        if self.model is not None:
+            for module in self.model.modules():
+                if isinstance(module, _NORMALIZATIONS):
+                    dense.update(module.parameters(recurse=False))
+        dense.update(p for p, name in self._names().items() if name.split(".")[-1] == "bias")
+        return {
+            p
+            for group in self.param_groups
+            for p in group["params"]
+            if p.requires_grad and group["density"] < 1
+            if group["prune_vectors"] or (p.dim() > 1 and p not in dense)
+        }
+
+    def _allocate(self, params: Sequence[Tensor], buffers: bool = False) -> None:
+        """Give every parameter the jets its group asks for, where it has none yet.
+
+        With ``buffers``, also what otherwise starts later: masks with the first upload, momentum
+        with the first step.
+        """
+        prunable = self._prunable() if buffers else set()
+        for group, positions in self._by_group(params):
+            orders = range(1, group["order"] + 1) if group["window"] else ()
+            kinds = ("jet", "velocity") if group["momentum"] else ("jet",)
+            for p in (params[i] for i in positions):
+                state = self.state[p]
+                if buffers and not self._is_plain_sgd and "mask" not in state:
+                    state["mask"] = all_active(p if p in prunable else p.new_zeros(()))
+                for name in (f"{kind}_{k}" for kind in kinds for k in orders):
+                    if name in state:
+                        continue
+                    buffer = state.get("momentum_buffer") if name == "velocity_1" else None
+                    zero = torch.zeros_like(p, dtype=jet_dtype(p.dtype))
+                    state[name] = zero if buffer is None else zero.copy_(buffer)
+                if buffers and group["momentum"]:
+                    state.setdefault("momentum_buffer", torch.zeros_like(p))
+
+    def _series(self, kind: str, params: Sequence[Tensor]) -> list[list[Tensor]]:
+        """The tensors ``kind_1 … kind_N`` of the parameters, one list an order."""
+        orders = range(1, self.param_groups[0]["order"] + 1)
+        return [[self.state[p][f"{kind}_{k}"] for p in params] for k in orders]
+
+    def _held(self, key: str) -> list[Tensor]:
+        """The parameters, trainable or not, that have this state."""
+        every = (p for group in self.param_groups for p in group["params"])
+        return [p for p in every if key in self.state[p]]
+
+    def _jets(self, params: Sequence[Tensor]) -> list[list[Tensor]]:
+        """c_1 … c_N; parameters, or momentum, that joined in mid-window start from zero."""
+        self._allocate(params)
+        return self._series("jet", params)
+
+
+def all_active(like: Tensor) -> Tensor:
+    """A mask of the shape of ``like`` that keeps everything."""
+    return torch.ones_like(like, dtype=torch.bool)
+
+
+def _registered(
+    hooks: OrderedDict[int, Callable[..., None]], hook: Callable[..., None]
+) -> RemovableHandle:
+    handle = RemovableHandle(hooks)
+    hooks[handle.id] = hook
+    return handle
