@@ -322,6 +322,22 @@ def test_a_bare_layer_norm_that_enters_the_loss_linearly_is_refused() -> None:
         step()
 
 
+def test_a_gradient_scaler_scales_nothing_in_the_end() -> None:
+    scaled, plain = classifier("group").float(), classifier("group").float()
+    a = QuantumSGD(scaled.parameters(), order=3, **CYCLE)
+    b = QuantumSGD(plain.parameters(), order=3, **CYCLE)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for x, y in image_batches(4):
+        a.zero_grad()
+        with a.recording():
+            scaler.scale(F.cross_entropy(scaled(x.float()), y)).backward()
+        scaler.step(a)
+        scaler.update()
+        run_recorded(b, plain, [(x.float(), y)], F.cross_entropy)
+    assert a.windows[0].steps == 4
+    torch.testing.assert_close(vector(scaled.parameters()), vector(plain.parameters()))
+
+
 def test_clipping_by_value_is_refused() -> None:
     model = classifier("group")
     opt = QuantumSGD(model.parameters(), **CYCLE)

@@ -32,8 +32,9 @@ class QuantumSGD(Cycle):
     step takes its own minibatch and advances the jets :math:`c_1 … c_N` of the truncated Carleman
     system, the weights stay at the anchor), **download** (weights := θ* + Σ_k c_k on active
     coordinates), then ``classical_steps`` dense steps of plain SGD. With ``window=0`` nothing is
-    uploaded: it is SGD, masked where ``density < 1``; with ``density=1`` too it is
-    ``torch.optim.SGD`` to the bit.
+    uploaded: it is SGD, masked where ``density < 1`` (after ``upload()``, or the first recorded
+    step, has pruned); with ``density=1`` too it is ``torch.optim.SGD`` to the bit, and like it
+    does not look whether a gradient is a number.
 
     A window's steps need the gradient's derivatives, handed in by one of
 
@@ -45,10 +46,11 @@ class QuantumSGD(Cycle):
         params: parameters, named parameters, or groups; real floating point.
         lr, momentum, dampening, weight_decay, nesterov, maximize: as in ``torch.optim.SGD``. They
             act on the jets as they act on SGD, and are read anew each step.
-        density: share of the prunable weights that stays active, in (0, 1]. Groups of equal
-            density and method are pruned together. One-dimensional parameters stay dense, and so
-            do biases and normalisation parameters of more dimensions where names or ``model`` tell
-            them; otherwise give those a group with density 1.
+        density: share of the prunable weights that stays active, in (0, 1]; stem and classifier
+            count as any layer. Groups of equal density and method are pruned together.
+            One-dimensional parameters stay dense, and so do biases and normalisation parameters of
+            more dimensions where names or ``model`` tell them; otherwise give those a group with
+            density 1.
         window: steps in a window, at least 0.
         order: N, the truncation order, at least 1.
         classical_steps: dense steps between a download and the next upload, at least 0.
@@ -64,7 +66,7 @@ class QuantumSGD(Cycle):
     Raises:
         ValueError, TypeError: for an option or a parameter outside what is allowed.
 
-    Cost: a window step about 3.3, 9 and 26 gradient evaluations at order 1, 2 and 3; N vectors of
+    Cost: a window step about 3.5, 10 and 29 gradient evaluations at order 1, 2 and 3; N vectors of
     the parameters' size, twice that with momentum.
 
     Source: Liu et al., Nature Communications 15, 434 (2024), for the cycle; the jets are ours.

@@ -43,7 +43,7 @@ def taylor_coefficients(
             wrong or missing.
 
     Cost: N further reverse passes, each through a graph about three times the one before;
-    with the gradient 2.9, 9 and 30 gradient evaluations for N = 1, 2, 3 on a ResNet
+    with the gradient 3.5, 10 and 29 gradient evaluations for N = 1, 2, 3 on ResNet-18
     (``benchmarks/step_cost.py``).
 
     Source: reverse mode applied to truncated Taylor series, Griewank and Walther, *Evaluating
