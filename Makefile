@@ -18,7 +18,7 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,bench]"
 	@touch $@
 
-demo: $(READY)  ## train a pruned residual network on real images and compare (about 3 minutes)
+demo: $(READY)  ## train a pruned residual network on real images and compare (about a minute)
 	$(BIN)/python -m torch_qsgd train --data digits --compare --output $(DEMO) \
 		--width 16 --depth 8 --activation silu --lr 0.02 --warmup 200 --window 40 --windows 8
 

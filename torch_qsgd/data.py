@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torchvision import datasets, transforms
 
 #: Mean and deviation of natural images, channel by channel, as used for ImageNet.
@@ -21,7 +21,7 @@ class ImageData:
 
     Attributes:
         train: shuffled batches (images, labels), the last incomplete one dropped.
-        validation: batches in order.
+        validation: batches in a fixed random order.
         generator: of the order of the training batches.
         classes: number of labels.
         channels: channels of the images.
@@ -93,6 +93,12 @@ def _cifar100(
     return train, datasets.CIFAR100(root, False, _transform(size, False)), 100, 3
 
 
+def _mixed(count: int, seed: int) -> list[int]:
+    """A fixed random order, so that a few batches already hold many classes."""
+    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    return order
+
+
 def load_data(
     source: str,
     *,
@@ -145,7 +151,11 @@ def load_data(
             num_workers=workers,
             generator=generator,
         ),
-        validation=DataLoader(validation, max(batch_size, 256), num_workers=workers),
+        validation=DataLoader(
+            Subset(validation, _mixed(len(cast(Sized, validation)), seed)),
+            max(batch_size, 256),
+            num_workers=workers,
+        ),
         generator=generator,
         classes=classes,
         channels=channels,
