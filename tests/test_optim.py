@@ -369,7 +369,9 @@ def test_named_parameters_give_their_names_to_errors() -> None:
     model = tanh_network()
     opt = QuantumSGD(model.named_parameters(), density=1, window=3)
     with pytest.raises(FloatingPointError, match=r"step 1: the loss is"):
-        run_recorded(opt, model, [(torch.full((2, 2), torch.inf).double(), torch.zeros(2, 1))])
+        run_recorded(
+            opt, model, [(torch.full((2, 2), torch.inf).double(), torch.zeros(2, 1).double())]
+        )
     opt.zero_grad()
     F.mse_loss(model(regression(1)[0][0]), regression(1)[0][1]).backward()
     with pytest.raises(GraphError, match=r"recording\(\)"):
