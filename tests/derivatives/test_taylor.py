@@ -381,3 +381,16 @@ def test_half_precision_and_autocast_run_with_composed_operations() -> None:
     torch.testing.assert_close(mixed_precision.float(), expected, rtol=0.05, atol=0.05)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), expected, rtol=0.05, atol=0.05)
+
+
+def test_convolutions_run_under_vmap() -> None:
+    images, weight = randn(3, 2, 1, 5, 5, seed=1), randn(4, 1, 3, 3, seed=2).requires_grad_()
+
+    def second_derivatives() -> Tensor:
+        y = torch.func.vmap(lambda x: F.conv2d(x, weight))(images)
+        (g,) = torch.autograd.grad((y**3).sum(), weight, create_graph=True)
+        return torch.autograd.grad((g**2).sum(), weight)[0]
+
+    expected = second_derivatives()
+    with higher_derivatives():
+        torch.testing.assert_close(second_derivatives(), expected, rtol=1e-12, atol=1e-9)

@@ -1,8 +1,8 @@
 """Convolution with cheap derivatives of every order.
 
-Convolution, its adjoint in the input, and its adjoint in the weight are three views of one
-trilinear form, <y, x * w>. The derivatives of each are the other two, so three functions that
-name each other are differentiable without end. PyTorch's own second derivative of a convolution
+Convolution and its two adjoints, in the input and in the weight, are views of one trilinear form,
+<y, x * w>. The derivatives of each are the others, so two functions that name each other are
+differentiable without end. PyTorch's own second derivative of a convolution
 goes through transposes and large-kernel convolutions instead, and costs up to twice as much.
 """
 
@@ -42,86 +42,49 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        input, weight = ctx.saved_tensors
-        wants_input, wants_weight, _ = ctx.needs_input_grad
-        return (
-            _InputAdjoint.apply(dy, weight, input, ctx.geometry) if wants_input else None,
-            _WeightAdjoint.apply(dy, input, weight, ctx.geometry) if wants_weight else None,
-            None,
-        )
+        wanted = ctx.needs_input_grad[:2]
+        return *_Adjoints.apply(dy, *ctx.saved_tensors, ctx.geometry, wanted), None
 
 
-def _adjoint(
-    dy: Tensor, input: Tensor, weight: Tensor, geometry: _Geometry, of_input: bool
-) -> Tensor:
-    """One of the two adjoints; the other operand of the pair gives only its shape and layout."""
-    stride, padding, dilation, groups = geometry
-    found: list[Tensor] = torch.ops.aten.convolution_backward(
-        dy,
-        input,
-        weight,
-        None,
-        stride,
-        padding,
-        dilation,
-        False,
-        [0] * len(stride),
-        groups,
-        [of_input, not of_input, False],
-    )
-    return found[0 if of_input else 1]
-
-
-class _InputAdjoint(torch.autograd.Function):
-    """The x for which <x, x'> = <dy, x' * w> for every x'. ``like`` gives its shape."""
+class _Adjoints(torch.autograd.Function):
+    """Of <dy, x * w>, its derivatives in x and in w: linear in dy, each in the other operand."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(dy: Tensor, weight: Tensor, like: Tensor, geometry: _Geometry) -> Tensor:
-        return _adjoint(dy, like, weight, geometry, of_input=True)
+    def forward(
+        dy: Tensor, input: Tensor, weight: Tensor, geometry: _Geometry, wanted: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        stride, padding, dilation, groups = geometry
+        zeros = [0] * len(stride)
+        dx, dw, _ = torch.ops.aten.convolution_backward(
+            dy, input, weight, None, stride, padding, dilation, False, zeros, groups,
+            [*wanted, False],
+        )  # fmt: skip
+        return dx if wanted[0] else None, dw if wanted[1] else None
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        dy, weight, _, ctx.geometry = inputs
-        ctx.save_for_backward(dy, weight)
+        *tensors, ctx.geometry, _ = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, dx: Tensor) -> Any:
-        dy, weight = ctx.saved_tensors
-        wants_dy, wants_weight, _, _ = ctx.needs_input_grad
-        return (
-            _Convolution.apply(dx, weight, ctx.geometry) if wants_dy else None,
-            _WeightAdjoint.apply(dy, dx, weight, ctx.geometry) if wants_weight else None,
-            None,
-            None,
-        )
-
-
-class _WeightAdjoint(torch.autograd.Function):
-    """The w for which <w, w'> = <dy, x * w'> for every w'. ``like`` gives its shape."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(dy: Tensor, input: Tensor, like: Tensor, geometry: _Geometry) -> Tensor:
-        return _adjoint(dy, input, like, geometry, of_input=False)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        dy, input, _, ctx.geometry = inputs
-        ctx.save_for_backward(dy, input)
-
-    @staticmethod
-    def backward(ctx: Any, dw: Tensor) -> Any:
-        dy, input = ctx.saved_tensors
-        wants_dy, wants_input, _, _ = ctx.needs_input_grad
-        return (
-            _Convolution.apply(input, dw, ctx.geometry) if wants_dy else None,
-            _InputAdjoint.apply(dy, dw, input, ctx.geometry) if wants_input else None,
-            None,
-            None,
-        )
+    def backward(ctx: Any, vx: Tensor | None, vw: Tensor | None) -> Any:
+        dy, input, weight = ctx.saved_tensors
+        wants_dy, wants_input, wants_weight = ctx.needs_input_grad[:3]
+        ddy = None
+        if wants_dy:
+            terms = [] if vx is None else [_Convolution.apply(vx, weight, ctx.geometry)]
+            terms += [] if vw is None else [_Convolution.apply(input, vw, ctx.geometry)]
+            ddy = sum(terms[1:], terms[0]) if terms else None
+        # The derivative of dx in w is that of the trilinear form at vx, and the other way round;
+        # an operand whose place is not asked for gives only its shape.
+        wanted = (wants_input and vw is not None, wants_weight and vx is not None)
+        if not any(wanted):
+            return ddy, None, None, None, None
+        operands = input if vx is None else vx, weight if vw is None else vw
+        return ddy, *_Adjoints.apply(dy, *operands, ctx.geometry, wanted), None, None
 
 
 def _spread(value: int | tuple[int, ...], dimensions: int) -> tuple[int, ...]:
