@@ -116,6 +116,16 @@ def test_a_state_is_not_shared_with_the_dictionary_it_came_from() -> None:
     assert saved["param_groups"][0]["cycle"]["windows"] == []
 
 
+def test_where_the_cycle_stands_does_not_move_in_a_state_taken_before() -> None:
+    model = tanh_network()
+    opt = QuantumSGD(model.parameters(), lr=0.05, density=1, window=2)
+    run_recorded(opt, model, regression(1))
+    taken = opt.state_dict()
+    run_recorded(opt, model, regression(2))
+    assert taken["param_groups"][0]["cycle"]["window_step"] == 1
+    assert taken["param_groups"][0]["cycle"]["windows"] == []
+
+
 def test_the_state_of_plain_sgd_loads() -> None:
     model = tanh_network()
     sgd = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9)

@@ -176,6 +176,7 @@ class Cycle(WindowState):
     ) -> None:
         cycle, options = self._cycle, self.param_groups[0]
         jets, masks = self._jets(params), self.masks
+        cycle.update(loss=None, predicted_loss=None)
         if loss is not None:
             change = loss_along_path([gradients, *coefficients], jets) if coefficients else 0.0
             change = change / factor if factor else 0.0

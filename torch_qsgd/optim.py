@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -165,6 +166,8 @@ class QuantumSGD(Cycle):
         """As of any optimizer; of tensors, numbers, strings, lists and dictionaries only."""
         self._cycle["generator"] = self._generator.get_state()
         state: dict[str, Any] = super().state_dict()
+        # Like the other options of a group, and unlike tensors, it does not move on later.
+        state["param_groups"][0]["cycle"] = copy.deepcopy(self._cycle)
         return state
 
     def __getstate__(self) -> dict[str, Any]:
