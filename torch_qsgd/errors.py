@@ -17,3 +17,15 @@ class DivergenceError(FloatingPointError):
 
     The weights are left at the last good anchor; the message names the step and the parameter.
     """
+
+
+class SingularSystemError(ValueError):
+    """A linear system has no inverse in double precision."""
+
+
+class SizeError(ValueError):
+    """What was asked for would not fit; nothing has been built. The message says what would."""
+
+
+class RepresentationError(ValueError):
+    """A solver cannot serve the form of the window; the message names those that can."""

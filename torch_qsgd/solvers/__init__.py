@@ -1,9 +1,9 @@
 """Linear solvers for a window's Carleman system, behind one interface."""
 
-from torch_qsgd.solvers.base import JetWindow, Solution, Solver
+from torch_qsgd.solvers.base import JetSolution, JetWindow, Solution, Solver
 from torch_qsgd.solvers.exact import Exact
 
-__all__ = ["Exact", "JetWindow", "Solution", "Solver", "resolve"]
+__all__ = ["Exact", "JetSolution", "JetWindow", "Solution", "Solver", "resolve"]
 
 _SOLVERS: dict[str, type[Solver]] = {Exact.name: Exact}
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, overload
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from torch_qsgd.errors import RepresentationError
+from torch_qsgd.linear_system import LinearSystem, Vector
 
 
 @dataclass(frozen=True)
@@ -26,25 +32,98 @@ class JetWindow:
 
 @dataclass(frozen=True)
 class Solution:
-    """What is read out of a solved window.
+    r"""What a solver returns of :math:`\mathcal{L} x = b`.
+
+    Attributes:
+        vector: :math:`\approx \mathcal{L}^{-1} b`, of shape (D,), float64; its length and sign
+            are recovered, not only its direction.
+        scale: :math:`\|x\|`, as the algorithm recovers it: the length of ``vector``.
+        success_probability: of one run's post-selection, in (0, 1].
+        queries: how often one run calls :math:`\mathcal{L}` (its block encoding, or
+            :math:`e^{i\mathcal{L}t}`, or their inverses); 0 for a classical solver.
+        error: :math:`\|vector − x\| / \|x\|` with the exact x.
+    """
+
+    vector: Vector
+    scale: float
+    success_probability: float
+    queries: int
+    error: float
+
+
+@dataclass(frozen=True)
+class JetSolution:
+    """What a solver returns of a window in the jet representation.
 
     Attributes:
         displacement: u = θ − θ*, one tensor a parameter, in the jets' dtype.
         momentum: the momentum buffer at the window's end; empty without momentum.
+        success_probability, queries: as in :class:`Solution`.
         error: Euclidean error made by the solver, relative to the displacement; 0 if exact.
     """
 
     displacement: list[Tensor]
     momentum: list[Tensor]
+    success_probability: float
+    queries: int
     error: float
 
 
 class Solver(abc.ABC):
-    """Solves a window's linear system. Members are small, stateless and picklable."""
+    """Solves linear systems. Members are small, stateless and picklable."""
 
     #: The name by which ``QuantumSGD(solver=...)`` finds the solver.
-    name: str
+    name: ClassVar[str]
+    #: The forms of a window it can solve.
+    representations: ClassVar[frozenset[str]] = frozenset({"krylov", "explicit"})
+
+    @overload
+    def solve(self, system: LinearSystem, generator: torch.Generator | None = None) -> Solution: ...
+    @overload
+    def solve(self, system: JetWindow, generator: torch.Generator | None = None) -> JetSolution: ...
+    def solve(
+        self, system: LinearSystem | JetWindow, generator: torch.Generator | None = None
+    ) -> Solution | JetSolution:
+        """Solve a system, or a window in the jet representation; it is left as it was.
+
+        Args:
+            system: what to solve.
+            generator: the source of all randomness; by default one with seed 0.
+
+        Raises:
+            RepresentationError: for a window in jets, where the solver needs a linear system.
+            SingularSystemError: where there is no solution.
+        """
+        generator = generator or torch.Generator().manual_seed(0)
+        if isinstance(system, JetWindow):
+            return self._solve_jets(system, generator)
+        return self._solve_linear(system, generator)
 
     @abc.abstractmethod
-    def solve(self, window: JetWindow) -> Solution:
-        """Return the first block of the final block row; ``window`` is left as it was."""
+    def _solve_linear(self, system: LinearSystem, generator: torch.Generator) -> Solution: ...
+
+    def _solve_jets(self, window: JetWindow, generator: torch.Generator) -> JetSolution:
+        raise RepresentationError(
+            f"the {self.name!r} solver needs a linear system, which the jet representation never "
+            "builds: use representation='krylov' or 'explicit'"
+        )
+
+
+def solution_of(
+    system: LinearSystem, vector: Vector, success_probability: float, queries: int
+) -> Solution:
+    """A :class:`Solution` with its error measured against the exact one."""
+    exact = system.solution
+    return Solution(
+        vector=vector,
+        scale=float(np.linalg.norm(vector)),
+        success_probability=success_probability,
+        queries=queries,
+        error=float(np.linalg.norm(vector - exact) / np.linalg.norm(exact)),
+    )
+
+
+def numpy_generator(generator: torch.Generator) -> np.random.Generator:
+    """A NumPy generator seeded by PyTorch's, which moves on by one draw."""
+    seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
+    return np.random.default_rng(int(seed))
