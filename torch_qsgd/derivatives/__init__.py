@@ -1,6 +1,7 @@
 """Derivatives of a loss that are right at every order."""
 
 from torch_qsgd.derivatives.mode import checkpoint_contexts, higher_derivatives, keep_graph
+from torch_qsgd.derivatives.projected import projected_derivatives
 from torch_qsgd.derivatives.taylor import loss_along_path, taylor_coefficients
 
 __all__ = [
@@ -8,5 +9,6 @@ __all__ = [
     "higher_derivatives",
     "keep_graph",
     "loss_along_path",
+    "projected_derivatives",
     "taylor_coefficients",
 ]

@@ -69,7 +69,8 @@ def taylor_coefficients(
                 if gradient is not None and gradient.requires_grad:
                     outputs.append(gradient)
                     weights.append(direction if j == k else direction * (j / k))
-        series.append(_reverse(outputs, parameters, weights, last=k == order))
+        more = k < order
+        series.append(reverse(outputs, parameters, weights, retain_graph=more, create_graph=more))
     return [
         [
             torch.zeros_like(p) if g is None else g.detach()
@@ -79,9 +80,15 @@ def taylor_coefficients(
     ]
 
 
-def _reverse(
-    outputs: Tensors, parameters: Sequence[Tensor], weights: Tensors, last: bool
+def reverse(
+    outputs: Tensors,
+    parameters: Sequence[Tensor],
+    weights: Tensors,
+    *,
+    retain_graph: bool,
+    create_graph: bool,
 ) -> list[Tensor | None]:
+    """One reverse pass, ∇_θ Σ ⟨weights, outputs⟩, with an error that says what to change."""
     if not outputs:  # a loss at most linear in the parameters
         return [None] * len(parameters)
     try:
@@ -90,8 +97,8 @@ def _reverse(
                 outputs,
                 parameters,
                 weights,
-                retain_graph=not last,
-                create_graph=not last,
+                retain_graph=retain_graph,
+                create_graph=create_graph,
                 allow_unused=True,
             )
         )
