@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from torch_qsgd.carleman.jet import jet_sgd, norm
-from torch_qsgd.derivatives import loss_along_path
+from torch_qsgd.carleman.jet import norm
 from torch_qsgd.derivatives.finite import require_finite
 from torch_qsgd.derivatives.graph import RECORDING
 from torch_qsgd.errors import DivergenceError, GraphError
 from torch_qsgd.pruning import NEEDS_MODEL, PruningContext, choose_masks
 from torch_qsgd.records import WindowRecord
-from torch_qsgd.solvers import JetWindow
 from torch_qsgd.state import WindowState, all_active
 
 Gradients = Sequence[Tensor | None]
@@ -175,37 +173,12 @@ class Cycle(WindowState):
         factor: float,
     ) -> None:
         cycle, options = self._cycle, self.param_groups[0]
-        jets, masks = self._jets(params), self.masks
+        advance = self.representation.advance(self, params, gradients, coefficients)
         cycle.update(loss=None, predicted_loss=None)
         if loss is not None:
-            change = loss_along_path([gradients, *coefficients], jets) if coefficients else 0.0
-            change = change / factor if factor else 0.0
-            cycle.update(loss=float(loss), predicted_loss=float(loss + change))
-        for group, positions in self._by_group(params):
-            used = [i for i in positions if gradients[i] is not None]
-            if not used:
-                continue
-            states = [self.state[params[i]] for i in used]
-            anchor = [params[i] for i in used]
-            jet_sgd(
-                anchor,
-                [g for i in used if (g := gradients[i]) is not None],
-                [[row[i] for i in used] for row in coefficients] if coefficients else None,
-                [[jet[i] for i in used] for jet in jets],
-                self._series("velocity", anchor) if group["momentum"] else None,
-                [masks.get(p) for p in anchor],
-                [s.get("momentum_buffer") is None for s in states],
-                lr=float(group["lr"]),
-                momentum=group["momentum"],
-                dampening=group["dampening"],
-                weight_decay=group["weight_decay"],
-                nesterov=group["nesterov"],
-                maximize=group["maximize"],
-            )
-            if group["momentum"]:
-                for p, state in zip(anchor, states, strict=True):
-                    state.setdefault("momentum_buffer", torch.zeros_like(p))
-        norms = torch.stack([norm(jet) for jet in jets]).tolist()
+            change = advance.loss_change / factor if factor else 0.0
+            cycle.update(loss=float(loss), predicted_loss=float(loss) + change)
+        norms = advance.jet_norms
         if not all(map(math.isfinite, norms)):
             self._leave_window("upload")
             raise DivergenceError(
@@ -239,26 +212,20 @@ class Cycle(WindowState):
 
     def _download(self, reason: str) -> WindowRecord:
         cycle = self._cycle
-        self._allocate(self._trainable())
-        params = self._held("jet_1")  # also what was frozen in mid-window
-        jets = self._series("jet", params)
-        with_momentum = self._held("velocity_1")
-        velocities = self._series("velocity", with_momentum) if with_momentum else []
-        window = JetWindow(jets, velocities, self.window_step)
-        solution = self.solver.solve(window)
-        displace(params, solution.displacement)
-        for p, momentum in zip(with_momentum, solution.momentum, strict=True):
+        outcome = self.representation.download(self)
+        displace(outcome.params, outcome.displacement)
+        for p, momentum in zip(outcome.with_momentum, outcome.momentum, strict=True):
             if "momentum_buffer" in self.state[p]:
                 self.state[p]["momentum_buffer"].copy_(momentum)
         record = WindowRecord(
             steps=self.window_step,
             jet_norms=self.jet_norms,
-            displacement=float(norm(solution.displacement)),
+            displacement=float(norm(outcome.displacement)) if outcome.displacement else 0.0,
             active=self.active,
             reason=reason,
             loss=cycle["loss"],
             predicted_loss=cycle["predicted_loss"],
-            solver_error=solution.error,
+            **outcome.facts,
         )
         cycle["windows"].append(record.to_state())
         classical = self.param_groups[0]["classical_steps"] > 0
@@ -268,10 +235,7 @@ class Cycle(WindowState):
         return record
 
     def _leave_window(self, phase: str) -> None:
-        for kind in ("jet", "velocity"):
-            kept = self._held(f"{kind}_1")
-            for row in self._series(kind, kept) if kept else ():
-                torch._foreach_zero_(row)
+        self.representation.clear(self)
         self._cycle.update(
             phase=phase,
             window_step=0,
@@ -284,4 +248,5 @@ class Cycle(WindowState):
 
 def displace(params: Sequence[Tensor], displacement: Sequence[Tensor]) -> None:
     """Add a displacement to the parameters, in place, rounded once to their dtype."""
-    torch._foreach_copy_(list(params), torch._foreach_add(list(params), list(displacement)))
+    if params:
+        torch._foreach_copy_(list(params), torch._foreach_add(list(params), list(displacement)))

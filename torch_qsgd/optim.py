@@ -13,15 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from torch_qsgd.carleman.jet import summed
 from torch_qsgd.cycle import Batch, Cycle, displace
-from torch_qsgd.derivatives import keep_graph, taylor_coefficients
+from torch_qsgd.derivatives import keep_graph
 from torch_qsgd.derivatives.graph import RECORDING
 from torch_qsgd.derivatives.recorded import Recorded, Watch, require_dense
 from torch_qsgd.errors import GraphError
 from torch_qsgd.options import check_options, check_parameters, check_shared
 from torch_qsgd.pruning import NEEDS_MODEL, forward
-from torch_qsgd.solvers import Solver, resolve
+from torch_qsgd.readout import Tomography
+from torch_qsgd.representations import Representation
+from torch_qsgd.representations import resolve as resolve_representation
+from torch_qsgd.solvers import Solver
+from torch_qsgd.solvers import resolve as resolve_solver
 
 Gradients = list[Tensor | None]
 
@@ -57,12 +60,20 @@ class QuantumSGD(Cycle):
         classical_steps: dense steps between a download and the next upload, at least 0.
         pruning: ``"magnitude"``, ``"magnitude-layerwise"``, ``"erk"``, ``"random"``, ``"snip"`` or
             ``"synflow"``; the last two need ``model``, and a batch at upload.
-        solver: a name, or a :class:`torch_qsgd.solvers.Solver`.
+        solver: a name, or a :class:`torch_qsgd.solvers.Solver`: ``"exact"``, ``"noise"``, and,
+            for a system written out, ``"hhl"``, ``"qsvt"`` or ``"circuit"``.
+        representation: the form of the window, a name or a
+            :class:`torch_qsgd.representations.Representation`: ``"jet"`` at any size,
+            ``"krylov"`` in a few dimensions, ``"explicit"`` for up to some fifty active weights.
+            The latter two need the gradient's graph from a window's first step on, and know no
+            momentum.
+        readout: a :class:`torch_qsgd.readout.Tomography`; ``None`` reads exactly.
         tolerance: a window ends early once ‖c_N‖/‖c_1‖ passes it; ``inf`` never.
         prune_vectors: prune biases, normalisation and one-dimensional parameters too.
         model, loss_fn: for ``step(inputs, targets)``: ``loss_fn(model(inputs), targets)``. A
             tuple of inputs is unpacked, a mapping is passed by keyword.
-        generator: source of random masks; by default a CPU generator with seed 0.
+        generator: source of random masks, solver noise and measurements; by default a CPU
+            generator with seed 0.
 
     Raises:
         ValueError, TypeError: for an option or a parameter outside what is allowed.
@@ -102,6 +113,8 @@ class QuantumSGD(Cycle):
         classical_steps: int = 10,
         pruning: str = "magnitude",
         solver: str | Solver = "exact",
+        representation: str | Representation = "jet",
+        readout: Tomography | None = None,
         tolerance: float = math.inf,
         prune_vectors: bool = False,
         model: nn.Module | None = None,
@@ -116,7 +129,12 @@ class QuantumSGD(Cycle):
             raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
         self.model = model
         self.loss_fn = loss_fn
-        self.solver = resolve(solver)
+        if not isinstance(readout, Tomography | None):
+            raise TypeError(f"readout must be a Tomography or None, got {type(readout).__name__}")
+        self.solver = resolve_solver(solver)
+        self.representation = resolve_representation(representation)
+        self.representation.require_solver(self.solver)
+        self.readout = readout
         self._generator = generator or torch.Generator().manual_seed(0)
         self._reset_transients()
         defaults = {
@@ -154,6 +172,7 @@ class QuantumSGD(Cycle):
             check_parameters(group)
             check_options(group)
             check_shared(group, self.param_groups[0])
+            self.representation.check(group, self.param_groups[0], self.solver)
             if group["pruning"] in NEEDS_MODEL and self.model is None:
                 raise ValueError(f"pruning {group['pruning']!r} needs model= and loss_fn=")
         except (TypeError, ValueError):
@@ -172,7 +191,7 @@ class QuantumSGD(Cycle):
 
     def __getstate__(self) -> dict[str, Any]:
         self._cycle["generator"] = self._generator.get_state()
-        kept = ("solver", "model", "loss_fn", "_generator")
+        kept = ("solver", "representation", "readout", "model", "loss_fn", "_generator")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -221,21 +240,23 @@ class QuantumSGD(Cycle):
             yield
             return
         params = self._trainable()
-        watch = Watch(params, self._recorded, needs_graph=self._moved)
+        needed = self._needs_derivatives
+        watch = Watch(params, self._recorded, needs_graph=needed)
         self._recorded = None
         try:
-            with keep_graph(self._moved, watch):
+            with keep_graph(needed, watch):
                 with self._entered("recording()"):
                     yield
                 gradients = _gradients(params)
                 record = watch.latest
-                if self._moved and _any(gradients):
+                if needed and _any(gradients):
                     if record is None:
                         raise GraphError(
                             "no backward pass was seen: call `loss.backward()` itself inside the "
                             "block, rather than `torch.autograd.backward`"
                         )
-                    record.coefficients = self._differentiate(gradients, params)
+                    continued = watch.earlier is not None
+                    record.coefficients = self._differentiate(gradients, params, continued)
         finally:
             _detach(params)
         if record is not None and record.belongs_to(gradients):
@@ -296,14 +317,14 @@ class QuantumSGD(Cycle):
             )
         self._begin_step((inputs, targets))
         params = self._trainable()
-        windowed = self.phase == "window"
+        windowed, needed = self.phase == "window", self._needs_derivatives
         with torch.enable_grad(), keep_graph(False) if windowed else contextlib.nullcontext():
             loss = self.loss_fn(forward(self.model, inputs), targets)
             gradients: Gradients = list(
-                torch.autograd.grad(loss, params, create_graph=self._moved, allow_unused=True)
+                torch.autograd.grad(loss, params, create_graph=needed, allow_unused=True)
             )
             require_dense(gradients)
-            coefficients = self._differentiate(gradients, params) if self._moved else None
+            coefficients = self._differentiate(gradients, params) if needed else None
         gradients = [None if g is None else g.detach() for g in gradients]
         self._advance(params, gradients, coefficients, loss.detach(), 1.0)
         return loss.detach()
@@ -326,12 +347,14 @@ class QuantumSGD(Cycle):
         return bool(self.param_groups[0]["window"] > 0)
 
     @property
-    def _moved(self) -> bool:
-        """Whether the jets have left zero, so that the gradient's derivatives count."""
-        return self.phase == "window" and self.window_step > 0
+    def _needs_derivatives(self) -> bool:
+        """Whether the next step needs more than a gradient."""
+        return self.phase == "window" and self.representation.needs_derivatives(self)
 
-    def _differentiate(self, gradients: Gradients, params: list[Tensor]) -> list[list[Tensor]]:
-        return taylor_coefficients(gradients, params, self._jets(params))
+    def _differentiate(
+        self, gradients: Gradients, params: list[Tensor], continued: bool = False
+    ) -> list[list[Tensor]]:
+        return self.representation.differentiate(self, gradients, params, continued)
 
     def _is_checkpoint_template(self, gradients: Gradients) -> bool:
         """Distributed checkpoints take an empty first step to have the state allocated."""
@@ -360,7 +383,7 @@ class QuantumSGD(Cycle):
                 )
             if self.phase == "upload":
                 self._upload(None, weights_are_used=True)
-            if self._moved:
+            if self._needs_derivatives:
                 record.coefficients = self._differentiate(gradients, params)
         finally:
             _detach(params)
@@ -378,14 +401,14 @@ class QuantumSGD(Cycle):
         Cost: one copy of the parameters, and N passes.
         """
         self._require_outside("predicted_weights()")
-        if not self._moved:
+        if self.phase != "window" or self.window_step == 0:
             yield
             return
-        params = self._trainable()
+        params, displacement = self.representation.displacement(self)
         kept = [*params, *(self.model.buffers() if self.model is not None else ())]
         with torch.no_grad():
             saved = [t.clone() for t in kept]
-            displace(params, summed(self._jets(params)))
+            displace(params, displacement)
         try:
             with self._entered("predicted_weights()"):
                 yield

@@ -20,7 +20,15 @@ class WindowRecord:
             called on; ``None`` where no loss was seen.
         predicted_loss: the same batch's loss at the weights that step started from, by the
             jets' own Taylor series to order N; ``None`` where no loss was seen.
-        solver_error: relative error made by the linear solver.
+        solver_error: relative error made by the linear solver; of the displacement in jets, of
+            the whole history state where a system was written out.
+        success_probability: of one run of the solver.
+        queries: calls of the system's block encoding, or of its exponential, in one run.
+        final_probability: P(final), of finding the history state at its final time; ``None``
+            where nothing moved.
+        level_one_probability: P(u | final), of finding the displacement there.
+        copies: of the displacement's state that the readout used; 0 for an exact readout.
+        readout_error: relative ℓ2 error made by the readout.
     """
 
     steps: int
@@ -30,7 +38,13 @@ class WindowRecord:
     reason: str
     loss: float | None
     predicted_loss: float | None
-    solver_error: float
+    solver_error: float = 0.0
+    success_probability: float = 1.0
+    queries: int = 0
+    final_probability: float | None = None
+    level_one_probability: float | None = None
+    copies: int = 0
+    readout_error: float = 0.0
 
     @property
     def jet_ratio(self) -> float:
@@ -51,6 +65,10 @@ class WindowRecord:
 def new_cycle(generator_state: Any) -> dict[str, Any]:
     """The cycle's state before the first step, as it stands in the first parameter group.
 
+    The open window's own: ``grams``, Gram matrices of the jets after 0 … t steps; ``maps``, the
+    coefficients of each step's map, and ``path``, its jets, where a system is written out in
+    ``dimension`` coordinates of the parameters with positions ``members``.
+
     It lives there because only ``state`` and ``param_groups`` survive every wrapper, pickle,
     and distributed checkpoint.
     """
@@ -62,6 +80,11 @@ def new_cycle(generator_state: Any) -> dict[str, Any]:
         "loss": None,
         "predicted_loss": None,
         "jet_norms": [],
+        "grams": [],
+        "maps": [],
+        "path": None,
+        "members": [],
+        "dimension": 0,
         "windows": [],
         "generator": generator_state,
     }

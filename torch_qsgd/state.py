@@ -5,8 +5,9 @@ wrapper, pickle and distributed checkpoint:
 
 ====================  ===========================================================================
 ``mask``              bool; where the weight is active; a scalar True for a dense parameter.
-``jet_1 … jet_N``     :math:`c_k`, zero outside a window.
+``jet_1 … jet_N``     :math:`c_k`, zero outside a window. Only in jets.
 ``velocity_1 … _N``   the momentum's jets, zero outside a window. Only with momentum.
+``basis_1 … _m``      directions of a Krylov window, zero until the first.
 ``momentum_buffer``   as in ``torch.optim.SGD``; in a window, its value at upload.
 ``cycle``             in the first group: :func:`torch_qsgd.records.new_cycle`.
 ====================  ===========================================================================
@@ -24,7 +25,9 @@ from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from torch_qsgd.carleman.jet import jet_dtype
+from torch_qsgd.readout import Tomography
 from torch_qsgd.records import WindowRecord, new_cycle
+from torch_qsgd.representations import Representation
 from torch_qsgd.solvers import Solver
 
 _NORMALIZATIONS = (
@@ -41,6 +44,8 @@ class WindowState(Optimizer):
     model: nn.Module | None
     loss_fn: Callable[..., Tensor] | None
     solver: Solver
+    representation: Representation
+    readout: Tomography | None
     _generator: torch.Generator
     _inside: str | None
     _upload_hooks: OrderedDict[int, Callable[..., None]]
@@ -104,6 +109,9 @@ class WindowState(Optimizer):
     def _trainable(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
 
+    def _every(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
     def _by_group(self, params: Sequence[Tensor]) -> Iterator[tuple[dict[str, Any], range]]:
         """Each group with the positions of its parameters among ``params``."""
         start = 0
@@ -149,20 +157,19 @@ class WindowState(Optimizer):
         }
 
     def _allocate(self, params: Sequence[Tensor], buffers: bool = False) -> None:
-        """Give every parameter the jets its group asks for, where it has none yet.
+        """Give every parameter what its form of the window asks for, where it has none yet.
 
         With ``buffers``, also what otherwise starts later: masks with the first upload, momentum
         with the first step.
         """
         prunable = self._prunable() if buffers else set()
         for group, positions in self._by_group(params):
-            orders = range(1, group["order"] + 1) if group["window"] else ()
-            kinds = ("jet", "velocity") if group["momentum"] else ("jet",)
+            names = self.representation.tensors(group) if group["window"] else []
             for p in (params[i] for i in positions):
                 state = self.state[p]
                 if buffers and not self._is_plain_sgd and "mask" not in state:
                     state["mask"] = all_active(p if p in prunable else p.new_zeros(()))
-                for name in (f"{kind}_{k}" for kind in kinds for k in orders):
+                for name in names:
                     if name in state:
                         continue
                     buffer = state.get("momentum_buffer") if name == "velocity_1" else None
@@ -178,8 +185,7 @@ class WindowState(Optimizer):
 
     def _held(self, key: str) -> list[Tensor]:
         """The parameters, trainable or not, that have this state."""
-        every = (p for group in self.param_groups for p in group["params"])
-        return [p for p in every if key in self.state[p]]
+        return [p for p in self._every() if key in self.state[p]]
 
     def _jets(self, params: Sequence[Tensor]) -> list[list[Tensor]]:
         """c_1 … c_N; parameters, or momentum, that joined in mid-window start from zero."""

@@ -29,7 +29,7 @@ def test_solvers_are_found_by_name_or_instance() -> None:
     mine = Exact()
     assert resolve(mine) is mine
     assert isinstance(pickle.loads(pickle.dumps(mine)), Exact)
-    with pytest.raises(ValueError, match="known: exact"):
+    with pytest.raises(ValueError, match="known: circuit, exact, hhl, noise, qsvt"):
         resolve("hhl2")
     with pytest.raises(TypeError, match="Solver"):
         resolve(3)  # type: ignore[arg-type]

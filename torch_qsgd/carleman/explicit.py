@@ -288,12 +288,12 @@ class CarlemanSystem(LinearSystem):
 
     def history(self, vector: Vector) -> NDArray[np.float64]:
         """u(0) … u(T) out of a solution: shape (T + 1, n)."""
-        first = self.blocks(vector)[: self.steps + 1, self._displacement_slots]
+        first = self.blocks(vector)[: self.steps + 1, self.displacement_slots]
         return np.asarray(first * self.rescaling)
 
     def displacement(self, vector: Vector) -> Vector:
         """u(T) out of a solution, of shape (n,): the mean of its p + 1 copies."""
-        copies = self.blocks(vector)[self.steps :, self._displacement_slots]
+        copies = self.blocks(vector)[self.steps :, self.displacement_slots]
         return np.asarray(copies.mean(axis=0) * self.rescaling)
 
     def final_probability(self, vector: Vector) -> float:
@@ -307,10 +307,11 @@ class CarlemanSystem(LinearSystem):
         The constant 1 of the homogeneous form is not counted.
         """
         final = self.blocks(vector)[self.steps :]
-        return float((final[:, self._displacement_slots] ** 2).sum() / (final**2).sum())
+        return float((final[:, self.displacement_slots] ** 2).sum() / (final**2).sum())
 
     @property
-    def _displacement_slots(self) -> slice:
+    def displacement_slots(self) -> slice:
+        """Where u/γ stands among the unknowns of one time step."""
         skip = int(self.closure == "homogeneous")
         return slice(skip, skip + self.dimension)
 

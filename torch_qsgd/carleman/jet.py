@@ -110,6 +110,24 @@ def summed(jets: Sequence[Sequence[Tensor]]) -> Tensors:
     return total
 
 
+def gram(jets: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Inner products ⟨c_k, c_l⟩ of the jets, of shape (N, N), float64, on the CPU.
+
+    Cost: N (N + 1)/2 inner products, and one transfer to the host.
+    """
+    order = len(jets)
+    flat = [[c.flatten() for c in jet] for jet in jets]
+    products = [
+        torch.stack([torch.dot(a, b).double() for a, b in zip(flat[k], flat[l], strict=True)]).sum()
+        for k in range(order)
+        for l in range(k + 1)  # noqa: E741 - as in the formula
+    ]
+    found = torch.zeros(order, order, dtype=torch.float64)
+    rows, columns = torch.tril_indices(order, order)
+    found[rows, columns] = found[columns, rows] = torch.stack(products).cpu()
+    return found
+
+
 def norm(tensors: Tensors) -> Tensor:
     """Euclidean norm over all coordinates of all tensors, a scalar. Cost: one pass."""
     return torch.nn.utils.get_total_norm(tensors)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from torch_qsgd.carleman.explicit import CarlemanSystem
@@ -27,6 +27,7 @@ from torch_qsgd.derivatives.taylor import reverse
 from torch_qsgd.errors import SizeError
 from torch_qsgd.pruning import forward
 
+Array = NDArray[np.float64]
 Vector = list[Tensor]
 Masks = Sequence[Tensor | None]
 
@@ -238,9 +239,11 @@ def krylov_window(
     return KrylovWindow(step, basis)
 
 
-def coordinates(basis: Sequence[Vector], vector: Sequence[Tensor]) -> np.ndarray:
-    """Vᵀ x, of shape (m,). Cost: m inner products."""
-    return np.array([_dot(v, [x.detach() for x in vector]) for v in basis])
+def coordinates(basis: Sequence[Vector], vector: Sequence[Tensor | None]) -> Array:
+    """Vᵀ x, of shape (m,); ``None`` stands for zero. Cost: m inner products."""
+    known = [i for i, x in enumerate(vector) if x is not None]
+    held = [x.detach() for x in vector if x is not None]
+    return np.array([_dot([v[i] for i in known], held) if known else 0.0 for v in basis])
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:

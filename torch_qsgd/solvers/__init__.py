@@ -1,11 +1,28 @@
 """Linear solvers for a window's Carleman system, behind one interface."""
 
 from torch_qsgd.solvers.base import JetSolution, JetWindow, Solution, Solver
+from torch_qsgd.solvers.circuit import Circuit
 from torch_qsgd.solvers.exact import Exact
+from torch_qsgd.solvers.hhl import HHL
+from torch_qsgd.solvers.noise import Noise
+from torch_qsgd.solvers.qsvt import QSVT
 
-__all__ = ["Exact", "JetSolution", "JetWindow", "Solution", "Solver", "resolve"]
+__all__ = [
+    "HHL",
+    "QSVT",
+    "Circuit",
+    "Exact",
+    "JetSolution",
+    "JetWindow",
+    "Noise",
+    "Solution",
+    "Solver",
+    "resolve",
+]
 
-_SOLVERS: dict[str, type[Solver]] = {Exact.name: Exact}
+_SOLVERS: dict[str, type[Solver]] = {
+    solver.name: solver for solver in (Exact, HHL, QSVT, Circuit, Noise)
+}
 
 
 def resolve(solver: str | Solver) -> Solver:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, overload
+from typing import TYPE_CHECKING, ClassVar, overload
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from torch_qsgd.errors import RepresentationError
 from torch_qsgd.linear_system import LinearSystem, Vector
+
+if TYPE_CHECKING:
+    from torch_qsgd.readout import PostSelection
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,19 @@ class JetWindow:
         jets: :math:`c_1 … c_N` after the window's last step, each one tensor a parameter.
         velocities: the momentum's jets, likewise; empty without momentum.
         steps: T, the number of block rows solved.
+        masks: bool, True on active coordinates, one a parameter; ``None`` where all are. Empty
+            where all parameters are dense.
+        idle: p, the steps that hold the final state.
+        history: the length ‖Y‖ of the whole history state, and its rescaling γ; ``None`` where
+            nothing has moved.
     """
 
     jets: Sequence[Sequence[Tensor]]
     velocities: Sequence[Sequence[Tensor]]
     steps: int
+    masks: Sequence[Tensor | None] = ()
+    idle: int = 0
+    history: PostSelection | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,11 @@ class Solver(abc.ABC):
     name: ClassVar[str]
     #: The forms of a window it can solve.
     representations: ClassVar[frozenset[str]] = frozenset({"krylov", "explicit"})
+
+    @property
+    def largest(self) -> float:
+        """The most unknowns of a system without symmetry that it takes."""
+        return math.inf
 
     @overload
     def solve(self, system: LinearSystem, generator: torch.Generator | None = None) -> Solution: ...

@@ -1,0 +1,155 @@
+"""The window in jets: N vectors of the parameters' size, whatever that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_qsgd.carleman.jet import gram, jet_sgd, summed
+from torch_qsgd.derivatives import loss_along_path, taylor_coefficients
+from torch_qsgd.readout import PostSelection, post_selection
+from torch_qsgd.representations.base import Advance, Gradients, Outcome, Representation, Rows
+from torch_qsgd.solvers import JetWindow
+
+if TYPE_CHECKING:
+    from torch_qsgd.state import WindowState
+
+
+@dataclass(frozen=True)
+class Jet(Representation):
+    r"""The homogeneous Carleman system by its first block, at any model size.
+
+    Args:
+        idle: p, steps that hold the final state, for the probability of finding it.
+        rescaling: γ, in the parameters' unit; ``None`` for the length of the displacement itself
+            (with momentum, of both together), so that it weighs as much as the constant.
+    """
+
+    idle: int = 0
+    rescaling: float | None = None
+
+    name = "jet"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.idle, bool) or not isinstance(self.idle, int) or self.idle < 0:
+            raise ValueError(f"idle must be an integer of at least 0, got {self.idle!r}")
+        if self.rescaling is not None and not (
+            math.isfinite(self.rescaling) and self.rescaling > 0
+        ):
+            raise ValueError(f"rescaling must be a positive number, got {self.rescaling!r}")
+
+    def tensors(self, group: dict[str, Any]) -> list[str]:
+        """``jet_k``, and with momentum ``velocity_k``."""
+        kinds = ("jet", "velocity") if group["momentum"] else ("jet",)
+        return [f"{kind}_{k}" for kind in kinds for k in range(1, group["order"] + 1)]
+
+    def needs_derivatives(self, opt: WindowState) -> bool:
+        """Not in the first step, for all jets are zero."""
+        return opt.window_step > 0
+
+    def differentiate(
+        self, opt: WindowState, gradients: Gradients, params: list[Tensor], continued: bool
+    ) -> Rows:
+        """Taylor coefficients of the gradient along the jets."""
+        return taylor_coefficients(gradients, params, opt._jets(params))
+
+    def advance(
+        self, opt: WindowState, params: Sequence[Tensor], gradients: Gradients, rows: Rows | None
+    ) -> Advance:
+        """SGD's own rule on every jet."""
+        jets, masks = opt._jets(params), opt.masks
+        change = float(loss_along_path([gradients, *rows], jets)) if rows else 0.0
+        if not opt._cycle["grams"]:
+            opt._cycle["grams"] = [self._gram(opt).tolist()]
+        for group, positions in opt._by_group(params):
+            used = [i for i in positions if gradients[i] is not None]
+            if not used:
+                continue
+            states = [opt.state[params[i]] for i in used]
+            anchor = [params[i] for i in used]
+            jet_sgd(
+                anchor,
+                [g for i in used if (g := gradients[i]) is not None],
+                [[row[i] for i in used] for row in rows] if rows else None,
+                [[jet[i] for i in used] for jet in jets],
+                opt._series("velocity", anchor) if group["momentum"] else None,
+                [masks.get(p) for p in anchor],
+                [s.get("momentum_buffer") is None for s in states],
+                lr=float(group["lr"]),
+                momentum=group["momentum"],
+                dampening=group["dampening"],
+                weight_decay=group["weight_decay"],
+                nesterov=group["nesterov"],
+                maximize=group["maximize"],
+            )
+            if group["momentum"]:
+                for p, state in zip(anchor, states, strict=True):
+                    state.setdefault("momentum_buffer", torch.zeros_like(p))
+        inner = gram(opt._series("jet", opt._held("jet_1")))
+        opt._cycle["grams"].append(self._gram(opt, inner).tolist())
+        return Advance(change, inner.diagonal().sqrt().tolist())
+
+    @staticmethod
+    def _gram(opt: WindowState, inner: Tensor | None = None) -> Tensor:
+        """Of the jets of z = (1, u), or (1, u, v), without the constant."""
+        if inner is None:
+            inner = gram(opt._series("jet", opt._held("jet_1")))
+        moving = opt._held("velocity_1")
+        return inner + gram(opt._series("velocity", moving)) if moving else inner
+
+    def displacement(self, opt: WindowState) -> tuple[list[Tensor], list[Tensor]]:
+        """Σ_k c_k."""
+        params = opt._held("jet_1")
+        return params, summed(opt._series("jet", params))
+
+    def download(self, opt: WindowState) -> Outcome:
+        """Solve, and read (u, v) out of the final block row."""
+        opt._allocate(opt._trainable())
+        params = opt._held("jet_1")  # also what was frozen in mid-window
+        moving = opt._held("velocity_1")
+        odds = self._odds(opt._cycle["grams"])
+        window = JetWindow(
+            jets=opt._series("jet", params),
+            velocities=opt._series("velocity", moving) if moving else [],
+            steps=opt.window_step,
+            masks=[opt.masks.get(p) for p in params],
+            idle=self.idle,
+            history=odds,
+        )
+        solution = opt.solver.solve(window, opt._generator)
+        both = [*solution.displacement, *solution.momentum]
+        facts: dict[str, Any] = {
+            "solver_error": solution.error,
+            "success_probability": solution.success_probability,
+            "queries": solution.queries,
+        }
+        if odds is not None:
+            facts.update(final_probability=odds.final, level_one_probability=odds.level_one)
+        if opt.readout is not None and odds is not None:
+            active = [opt.masks.get(p) for p in (*params, *moving)]
+            reading = opt.readout.measure(both, opt._generator, support=active)
+            both = reading.estimate
+            facts.update(copies=reading.copies, readout_error=reading.error)
+        count = len(params)
+        return Outcome(params, both[:count], moving, both[count:], facts)
+
+    def _odds(self, grams: list[list[list[float]]]) -> PostSelection | None:
+        """``None`` where nothing has moved: there is nothing to read then."""
+        if len(grams) < 2 or np.sum(grams[-1]) <= 0:
+            return None
+        rescaling = self.rescaling or math.sqrt(np.sum(grams[-1]))
+        return post_selection(grams, rescaling, self.idle)
+
+    def clear(self, opt: WindowState) -> None:
+        """Zero the jets."""
+        for kind in ("jet", "velocity"):
+            kept = opt._held(f"{kind}_1")
+            for row in opt._series(kind, kept) if kept else ():
+                torch._foreach_zero_(row)
+        opt._cycle["grams"] = []
