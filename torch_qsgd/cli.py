@@ -24,6 +24,7 @@ from torch_qsgd.data import ImageData, load_data
 from torch_qsgd.errors import DivergenceError, GraphError
 from torch_qsgd.models import ACTIVATIONS, NORMS, build_model
 from torch_qsgd.optim import QuantumSGD
+from torch_qsgd.readout import Tomography
 from torch_qsgd.training import History, WindowReport, endless, train
 
 app = typer.Typer(
@@ -153,6 +154,15 @@ def train_command(
             help="End a window once ‖c_N‖/‖c_1‖ passes this: 0.5 unless given, inf for never."
         ),
     ] = None,
+    representation: Annotated[
+        str, typer.Option(help="Form of the window: jet, krylov or explicit.")
+    ] = "jet",
+    solver: Annotated[
+        str, typer.Option(help="exact or noise; for krylov and explicit also hhl, qsvt, circuit.")
+    ] = "exact",
+    copies: Annotated[
+        int | None, typer.Option(help="Copies measured at download, twice; exact unless given.")
+    ] = None,
     warmup: Annotated[
         int, typer.Option(min=0, help="Dense SGD steps before the first upload.")
     ] = 100,
@@ -205,6 +215,9 @@ def train_command(
                 "order": order,
                 "classical_steps": classical_steps,
                 "pruning": pruning,
+                "representation": representation,
+                "solver": solver,
+                "readout": None if copies is None else Tomography(copies=copies),
                 "tolerance": (
                     tolerance if tolerance is not None else 0.5 if order > 1 else math.inf
                 ),

@@ -18,6 +18,8 @@ Matrix = NDArray[np.float64]
 
 #: Up to this many unknowns, singular values come from a dense decomposition.
 DENSE = 512
+#: Up to this many unknowns, a matrix may be written out densely.
+WRITTEN_OUT = 4096
 
 
 class LinearSystem:
@@ -76,7 +78,7 @@ class LinearSystem:
         """ℒ as a sparse matrix, or ``None`` where only its products are known."""
         return self._matrix
 
-    def dense(self, limit: int = 4096) -> Matrix:
+    def dense(self, limit: int = WRITTEN_OUT) -> Matrix:
         """ℒ as an array of shape (D, D).
 
         Raises:
@@ -123,9 +125,10 @@ class LinearSystem:
     def solve(self, rhs: Vector, transposed: bool = False) -> Vector:
         """ℒ⁻¹ or ℒ⁻ᵀ applied to a vector of shape (D,).
 
-        Cost: a sparse LU factorisation once, kept; least squares by products where ℒ is not known.
+        Cost: a sparse LU factorisation once, kept. Where only products are known, D of them write
+        ℒ out up to 4096 unknowns; above, least squares, some hundreds to thousands.
         """
-        if self.matrix is None:
+        if self.matrix is None and self.size > WRITTEN_OUT:
             operator = self.operator.adjoint() if transposed else self.operator
             return np.asarray(
                 lsmr(operator, rhs, atol=1e-14, btol=1e-14, conlim=0, maxiter=20 * self.size)[0]
@@ -135,7 +138,7 @@ class LinearSystem:
     @cached_property
     def _factors(self) -> Any:
         try:
-            return splu(sparse.csc_array(self.matrix))
+            return splu(sparse.csc_array(self.dense() if self.matrix is None else self.matrix))
         except RuntimeError as error:
             raise SingularSystemError(
                 "the system is singular: it has no solution, or many"
