@@ -28,6 +28,8 @@ class WindowRecord:
             where nothing moved.
         level_one_probability: P(u | final), of finding the displacement there.
         copies: of the displacement's state that the readout used; 0 for an exact readout.
+        expected_copies, guaranteed_copies: those that reach its precision in practice, and by the
+            theorem; see :class:`torch_qsgd.readout.Reading`.
         readout_error: relative ℓ2 error made by the readout.
     """
 
@@ -44,6 +46,8 @@ class WindowRecord:
     final_probability: float | None = None
     level_one_probability: float | None = None
     copies: int = 0
+    expected_copies: int = 0
+    guaranteed_copies: int = 0
     readout_error: float = 0.0
 
     @property

@@ -15,6 +15,7 @@ wrapper, pickle and distributed checkpoint:
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from torch_qsgd.carleman.jet import jet_dtype
+from torch_qsgd.derivatives.recorded import Recorded
 from torch_qsgd.readout import Tomography
 from torch_qsgd.records import WindowRecord, new_cycle
 from torch_qsgd.representations import Representation
@@ -48,6 +50,7 @@ class WindowState(Optimizer):
     readout: Tomography | None
     _generator: torch.Generator
     _inside: str | None
+    _recorded: Recorded | None
     _upload_hooks: OrderedDict[int, Callable[..., None]]
     _download_hooks: OrderedDict[int, Callable[..., None]]
 
@@ -191,6 +194,54 @@ class WindowState(Optimizer):
         """c_1 … c_N; parameters, or momentum, that joined in mid-window start from zero."""
         self._allocate(params)
         return self._series("jet", params)
+
+    # ---- What an optimizer must honour -------------------------------------------------------
+
+    def _reset_transients(self) -> None:
+        """What is no part of the optimizer's state; hooks outlive the loading of one."""
+        self._recorded = None
+        self._inside = None
+        self.__dict__.setdefault("_upload_hooks", OrderedDict())
+        self.__dict__.setdefault("_download_hooks", OrderedDict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of any optimizer; of tensors, numbers, strings, lists and dictionaries only."""
+        self._cycle["generator"] = self._generator.get_state()
+        state: dict[str, Any] = super().state_dict()
+        # Like the other options of a group, and unlike tensors, it does not move on later.
+        state["param_groups"][0]["cycle"] = copy.deepcopy(self._cycle)
+        return state
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._cycle["generator"] = self._generator.get_state()
+        kept = ("solver", "representation", "readout", "model", "loss_fn", "_generator")
+        return {**super().__getstate__(), **{name: self.__dict__[name] for name in kept}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._reset_transients()
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+        self._generator.set_state(self._cycle["generator"].cpu())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; tensors keep the dtype they were saved in, masks stay bool."""
+        super().load_state_dict(state_dict)
+        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for index, p in zip(saved, params, strict=True):
+            for key, value in state_dict["state"].get(index, {}).items():
+                if isinstance(value, Tensor) and value.dtype != self.state[p][key].dtype:
+                    self.state[p][key] = value.detach().to(p.device, copy=True)
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} ("]
+        for index, group in enumerate(self.param_groups):
+            hidden = ("params", "param_names", "cycle")
+            lines.append(f"Parameter Group {index}")
+            lines += [f"    {key}: {group[key]}" for key in sorted(group) if key not in hidden]
+        return "\n".join([*lines, ")"])
 
 
 def all_active(like: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from torch_qsgd.errors import RepresentationError
-from torch_qsgd.solvers import Solver
+from torch_qsgd.readout import Reading
+from torch_qsgd.solvers import JetSolution, Solution, Solver
 
 if TYPE_CHECKING:
     from torch_qsgd.state import WindowState
@@ -49,6 +50,23 @@ class Outcome:
     with_momentum: list[Tensor] = field(default_factory=list)
     momentum: list[Tensor] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+def reported(solution: Solution | JetSolution, reading: Reading[Any] | None) -> dict[str, Any]:
+    """What solver and readout report, by the names of ``WindowRecord``."""
+    facts: dict[str, Any] = {
+        "solver_error": solution.error,
+        "success_probability": solution.success_probability,
+        "queries": solution.queries,
+    }
+    if reading is not None:
+        facts.update(
+            copies=reading.copies,
+            expected_copies=reading.expected_copies,
+            guaranteed_copies=reading.guaranteed_copies,
+            readout_error=reading.error,
+        )
+    return facts
 
 
 class Representation(abc.ABC):

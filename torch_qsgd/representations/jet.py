@@ -14,7 +14,14 @@ from torch import Tensor
 from torch_qsgd.carleman.jet import gram, jet_sgd, summed
 from torch_qsgd.derivatives import loss_along_path, taylor_coefficients
 from torch_qsgd.readout import PostSelection, post_selection
-from torch_qsgd.representations.base import Advance, Gradients, Outcome, Representation, Rows
+from torch_qsgd.representations.base import (
+    Advance,
+    Gradients,
+    Outcome,
+    Representation,
+    Rows,
+    reported,
+)
 from torch_qsgd.solvers import JetWindow
 
 if TYPE_CHECKING:
@@ -124,18 +131,14 @@ class Jet(Representation):
         )
         solution = opt.solver.solve(window, opt._generator)
         both = [*solution.displacement, *solution.momentum]
-        facts: dict[str, Any] = {
-            "solver_error": solution.error,
-            "success_probability": solution.success_probability,
-            "queries": solution.queries,
-        }
-        if odds is not None:
-            facts.update(final_probability=odds.final, level_one_probability=odds.level_one)
+        reading = None
         if opt.readout is not None and odds is not None:
             active = [opt.masks.get(p) for p in (*params, *moving)]
             reading = opt.readout.measure(both, opt._generator, support=active)
             both = reading.estimate
-            facts.update(copies=reading.copies, readout_error=reading.error)
+        facts = reported(solution, reading)
+        if odds is not None:
+            facts.update(final_probability=odds.final, level_one_probability=odds.level_one)
         count = len(params)
         return Outcome(params, both[:count], moving, both[count:], facts)
 

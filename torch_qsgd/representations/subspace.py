@@ -16,7 +16,14 @@ from torch_qsgd.carleman.krylov import coordinates, krylov_basis, lift, unit_bas
 from torch_qsgd.carleman.polynomial import PolynomialMap
 from torch_qsgd.derivatives import loss_along_path, projected_derivatives
 from torch_qsgd.errors import SizeError
-from torch_qsgd.representations.base import Advance, Gradients, Outcome, Representation, Rows
+from torch_qsgd.representations.base import (
+    Advance,
+    Gradients,
+    Outcome,
+    Representation,
+    Rows,
+    reported,
+)
 from torch_qsgd.solvers import Solver
 
 if TYPE_CHECKING:
@@ -167,17 +174,15 @@ class Subspace(Representation):
         system = self.system(opt)
         solution = opt.solver.solve(system, opt._generator)
         w = system.displacement(solution.vector)
-        facts: dict[str, Any] = {
-            "solver_error": solution.error,
-            "success_probability": solution.success_probability,
-            "queries": solution.queries,
-            "final_probability": system.final_probability(solution.vector),
-            "level_one_probability": system.level_one_probability(solution.vector),
-        }
+        reading = None
         if opt.readout is not None and w.any():
             reading = opt.readout.measure(w, opt._generator)
             w = reading.estimate
-            facts.update(copies=reading.copies, readout_error=reading.error)
+        facts = {
+            **reported(solution, reading),
+            "final_probability": system.final_probability(solution.vector),
+            "level_one_probability": system.level_one_probability(solution.vector),
+        }
         return Outcome(members, lift(self._basis(opt, members), w), facts=facts)
 
     def clear(self, opt: WindowState) -> None:
