@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/demo
 
-.PHONY: demo test lint bench-step clean
+.PHONY: demo test lint bench-step bench-solvers clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -32,6 +32,10 @@ lint: $(READY)  ## ruff and mypy
 
 bench-step: $(READY)  ## cost of one window step, in gradient evaluations
 	$(BIN)/python benchmarks/step_cost.py
+
+bench-solvers: $(READY)  ## time and error of each linear solver, beside SciPy and QSP packages
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[peers]"
+	$(BIN)/python benchmarks/solvers.py
 
 clean:  ## remove the environment and what runs have left
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,5 +1,6 @@
 """The forms of a window that a solver can be given."""
 
+from torch_qsgd.names import by_name
 from torch_qsgd.representations.base import Outcome, Representation
 from torch_qsgd.representations.jet import Jet
 from torch_qsgd.representations.subspace import Explicit, Krylov
@@ -22,12 +23,9 @@ def resolve(representation: str | Representation) -> Representation:
         >>> resolve("krylov").dimension
         4
     """
-    if isinstance(representation, Representation):
-        return representation
-    if not isinstance(representation, str):
-        kind = type(representation).__name__
-        raise TypeError(f"representation must be a name or a Representation, got {kind}")
-    if representation not in _REPRESENTATIONS:
-        known = ", ".join(sorted(_REPRESENTATIONS))
-        raise ValueError(f"unknown representation {representation!r}; known: {known}")
-    return _REPRESENTATIONS[representation]()
+    return by_name(
+        representation,
+        Representation,  # type: ignore[type-abstract]
+        _REPRESENTATIONS,
+        "representation",
+    )

@@ -1,5 +1,6 @@
 """Linear solvers for a window's Carleman system, behind one interface."""
 
+from torch_qsgd.names import by_name
 from torch_qsgd.solvers.base import JetSolution, JetWindow, Solution, Solver
 from torch_qsgd.solvers.circuit import Circuit
 from torch_qsgd.solvers.exact import Exact
@@ -36,10 +37,4 @@ def resolve(solver: str | Solver) -> Solver:
         >>> resolve("exact").name
         'exact'
     """
-    if isinstance(solver, Solver):
-        return solver
-    if not isinstance(solver, str):
-        raise TypeError(f"solver must be a name or a Solver, got {type(solver).__name__}")
-    if solver not in _SOLVERS:
-        raise ValueError(f"unknown solver {solver!r}; known: {', '.join(sorted(_SOLVERS))}")
-    return _SOLVERS[solver]()
+    return by_name(solver, Solver, _SOLVERS, "solver")  # type: ignore[type-abstract]
