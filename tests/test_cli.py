@@ -270,6 +270,18 @@ def test_every_way_to_choose_masks_can_be_asked_for(tmp_path: Path, pruning: str
     assert outcome.runs[0]["active"] == round(0.3 * matrices) + vectors
 
 
+def test_solver_representation_and_readout_can_be_asked_for(tmp_path: Path):
+    options = ["--order=1", "--representation=krylov", "--solver=qsvt", "--copies=1000"]
+    outcome = train(tmp_path, "--data", "digits", *TINY, *options, "--eval-batches=1")
+    for window in outcome.runs[0]["windows"]:
+        record = window["record"]
+        assert record["queries"] > 0
+        assert 0 < record["success_probability"] < 1
+        assert record["copies"] == 2000
+        assert 0 < record["readout_error"] < 0.2
+        assert 0 < record["solver_error"] <= 1e-3
+
+
 def test_validation_can_be_cut_to_some_batches(tmp_path: Path):
     outcome = train(tmp_path, "--data", "digits", *TINY, "--eval-batches", "1")
     accuracies = {e["accuracy"] for e in outcome.runs[0]["evaluations"]}
@@ -330,6 +342,10 @@ def assert_one_clear_line(outcome: Outcome, message: str) -> None:
         ("--data digits --batch-size 0", r"batch_size must be at least 1, got 0"),
         ("--data digits --batch-size 2000", r"batch_size 2000 is larger than the 1437 training"),
         ("--data digits --device quantum", r"device"),
+        ("--data digits --solver hhl", r"use representation='explicit' or 'krylov'"),
+        ("--data digits --solver hll", r"unknown solver 'hll'; known: circuit, exact, hhl"),
+        ("--data digits --representation jets", r"known: explicit, jet, krylov"),
+        ("--data digits --copies 0", r"copies must lie in 1"),
     ],
 )
 def test_a_wrong_option_ends_with_code_2_and_one_clear_line(
