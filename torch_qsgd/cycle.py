@@ -121,13 +121,13 @@ class Cycle(WindowState):
             require_finite(
                 series, loss, lambda: [self._names()[p] for p in params], cycle["step"] + 1
             )
-        cycle["step"] += 1
         if self.phase == "window":
             self._advance_window(params, gradients, coefficients, loss, factor)
             return
         if self.param_groups[0]["window"] == 0:
             gradients = self._masked(params, gradients)
         self._descend(params, gradients)
+        cycle["step"] += 1
         cycle["classical_step"] += 1
         group = self.param_groups[0]
         if group["window"] > 0 and cycle["classical_step"] >= group["classical_steps"]:
@@ -174,7 +174,7 @@ class Cycle(WindowState):
     ) -> None:
         cycle, options = self._cycle, self.param_groups[0]
         advance = self.representation.advance(self, params, gradients, coefficients)
-        cycle.update(loss=None, predicted_loss=None)
+        cycle.update(step=cycle["step"] + 1, loss=None, predicted_loss=None)
         if loss is not None:
             change = advance.loss_change / factor if factor else 0.0
             cycle.update(loss=float(loss), predicted_loss=float(loss) + change)
@@ -187,9 +187,15 @@ class Cycle(WindowState):
             )
         cycle.update(window_step=self.window_step + 1, jet_norms=norms)
         if self.window_step >= options["window"]:
-            self._download("length")
+            cycle["due"] = "length"
         elif norms[0] > 0 and norms[-1] / norms[0] > options["tolerance"]:
-            self._download("tolerance")
+            cycle["due"] = "tolerance"
+        self._download_if_due()
+
+    def _download_if_due(self) -> None:
+        """Where a solver or a readout has failed, the download stays due for the next step."""
+        if self._cycle["due"]:
+            self._download(self._cycle["due"])
 
     # ---- Download ----------------------------------------------------------------------------
 
@@ -202,6 +208,9 @@ class Cycle(WindowState):
 
         Raises:
             RuntimeError: where no window is open.
+            DivergenceError: where the solution is NaN or infinite: the window is dropped.
+            Exception: what the solver or the readout raises: the window stays open, so that
+                another call, or the next step, tries again; ``discard()`` drops it.
 
         Cost: N + 1 passes over the parameters, twice that with momentum.
         """
@@ -213,6 +222,13 @@ class Cycle(WindowState):
     def _download(self, reason: str) -> WindowRecord:
         cycle = self._cycle
         outcome = self.representation.download(self)
+        solved = [*outcome.displacement, *outcome.momentum]
+        if solved and not math.isfinite(norm(solved)):
+            self.discard()
+            raise DivergenceError(
+                f"solver {self.solver.name!r} returned NaN or infinity. The window is dropped, and "
+                "the weights are those of its anchor"
+            )
         displace(outcome.params, outcome.displacement)
         for p, momentum in zip(outcome.with_momentum, outcome.momentum, strict=True):
             if "momentum_buffer" in self.state[p]:
@@ -234,10 +250,22 @@ class Cycle(WindowState):
             hook(self, record)
         return record
 
+    def discard(self) -> None:
+        """Drop the open window: the weights stay at its anchor, and an upload is due.
+
+        Raises:
+            RuntimeError: where no window is open.
+        """
+        self._require_outside("discard()")
+        if self.phase != "window":
+            raise RuntimeError(f"no window is open (phase {self.phase!r}): nothing to discard")
+        self._leave_window("upload")
+
     def _leave_window(self, phase: str) -> None:
         self.representation.clear(self)
         self._cycle.update(
             phase=phase,
+            due="",
             window_step=0,
             classical_step=0,
             jet_norms=[],

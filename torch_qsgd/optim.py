@@ -231,8 +231,10 @@ class QuantumSGD(Cycle):
 
         Raises:
             GraphError: where the window needs derivatives that were not handed in.
-            DivergenceError: for a NaN or infinite loss, gradient or jet. Nothing is advanced; the
-                weights are those of the last good anchor.
+            DivergenceError: for a NaN or infinite loss, gradient, jet or solution. Nothing is
+                advanced; the weights are those of the last good anchor.
+            Exception: what the solver or the readout raises at a window's end. The step has been
+                taken and the download stays due: see ``download()``.
             TypeError: for a sparse gradient, or a batch without a model.
         """
         self._require_outside("step()")
@@ -290,6 +292,7 @@ class QuantumSGD(Cycle):
             self._inside = None
 
     def _begin_step(self, batch: Batch | None) -> None:
+        self._download_if_due()
         if self.phase == "upload":
             self._upload(batch)
 
@@ -319,6 +322,11 @@ class QuantumSGD(Cycle):
         if self.param_groups[0]["window"] == 0:
             self._upload(None, weights_are_used=True)
             return Recorded(())
+        if self._cycle["due"]:
+            raise RuntimeError(
+                "a download is due, which would move the weights that this gradient was taken at: "
+                "call opt.download(), or opt.discard(), before the forward pass"
+            )
         known = [g for g in gradients if g is not None]
         if not any(g.grad_fn is not None for g in known):
             raise GraphError(

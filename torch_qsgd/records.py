@@ -66,18 +66,25 @@ class WindowRecord:
         return cls(**{**state, "jet_norms": tuple(state["jet_norms"])})
 
 
-def new_cycle(generator_state: Any) -> dict[str, Any]:
+def new_cycle(generator_state: Any, representation: str) -> dict[str, Any]:
     """The cycle's state before the first step, as it stands in the first parameter group.
 
-    The open window's own: ``grams``, Gram matrices of the jets after 0 … t steps; ``maps``, the
-    coefficients of each step's map, and ``path``, its jets, where a system is written out in
-    ``dimension`` coordinates of the parameters with positions ``members``.
+    ``due`` is the reason of a download that has not succeeded yet.
+
+    The open window's own: ``grams``, Gram matrices of the jets after 0 … t steps, and
+    ``momentum_scales``, the groups' η at the first. Where a system is written out: ``maps``, the
+    coefficients of each step's map after ``rest`` steps without a gradient, and ``path``, its
+    jets, in ``dimension`` coordinates, chosen at step ``chosen_at``, of the parameters with
+    positions ``members``. All as plain numbers and lists, of which a checkpoint of any kind takes
+    any length.
 
     It lives there because only ``state`` and ``param_groups`` survive every wrapper, pickle,
     and distributed checkpoint.
     """
     return {
         "phase": "upload",
+        "representation": representation,
+        "due": "",
         "step": 0,
         "window_step": 0,
         "classical_step": 0,
@@ -85,10 +92,13 @@ def new_cycle(generator_state: Any) -> dict[str, Any]:
         "predicted_loss": None,
         "jet_norms": [],
         "grams": [],
+        "momentum_scales": [],
         "maps": [],
-        "path": None,
+        "path": [],
         "members": [],
         "dimension": 0,
+        "chosen_at": -1,
+        "rest": 0,
         "windows": [],
         "generator": generator_state,
     }

@@ -60,7 +60,7 @@ class WindowState(Optimizer):
     def _cycle(self) -> dict[str, Any]:
         group = self.param_groups[0]
         if "cycle" not in group:
-            group["cycle"] = new_cycle(self._generator.get_state())
+            group["cycle"] = new_cycle(self._generator.get_state(), self.representation.name)
         cycle: dict[str, Any] = group["cycle"]
         return cycle
 
@@ -92,8 +92,13 @@ class WindowState(Optimizer):
     @property
     def masks(self) -> dict[Tensor, Tensor]:
         """The masks last chosen, bool, by parameter; a parameter without one is dense."""
-        stored = ((p, self.state[p].get("mask")) for p in self._trainable())
-        return {p: mask for p, mask in stored if mask is not None and mask.dim()}
+        stored = ((p, self._mask(p)) for p in self._trainable())
+        return {p: mask for p, mask in stored if mask is not None}
+
+    def _mask(self, p: Tensor) -> Tensor | None:
+        """A parameter's mask, frozen or not; ``None`` where it is dense."""
+        mask: Tensor | None = self.state[p].get("mask")
+        return mask if mask is not None and mask.dim() else None
 
     @property
     def active(self) -> int:
@@ -223,11 +228,26 @@ class WindowState(Optimizer):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
+        for name, value in new_cycle(None, self.representation.name).items():
+            self._cycle.setdefault(name, value)
         self._generator.set_state(self._cycle["generator"].cpu())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; tensors keep the dtype they were saved in, masks stay bool."""
+        """Load a state; tensors keep the dtype they were saved in, masks stay bool.
+
+        Raises:
+            ValueError: for a state saved in mid-window under another representation.
+        """
+        cycle = state_dict["param_groups"][0].get("cycle", {})
+        saved_form = cycle.get("representation", self.representation.name)
+        if cycle.get("phase") == "window" and saved_form != self.representation.name:
+            raise ValueError(
+                f"the state was saved in mid-window under representation {saved_form!r}, and this "
+                f"optimizer has {self.representation.name!r}: construct it with "
+                f"representation={saved_form!r}, or save after a download"
+            )
         super().load_state_dict(state_dict)
+        self._cycle["representation"] = self.representation.name
         saved = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         for index, p in zip(saved, params, strict=True):
@@ -237,6 +257,8 @@ class WindowState(Optimizer):
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]
+        lines += [f"{name}: {getattr(self, name)!r}" for name in ("representation", "solver")]
+        lines += [f"readout: {self.readout!r}"] if self.readout is not None else []
         for index, group in enumerate(self.param_groups):
             hidden = ("params", "param_names", "cycle")
             lines.append(f"Parameter Group {index}")

@@ -18,7 +18,7 @@ from tests.carleman.reference import (
     powers,
     random_map,
 )
-from tests.carleman.test_jet import derivative_tensors
+from tests.carleman.test_polynomial import network_loss
 from tests.cases import regression, run_recorded, tanh_network, vector
 from torch_qsgd import QuantumSGD
 from torch_qsgd.carleman.blocks import symmetric_isometry
@@ -134,12 +134,7 @@ def test_the_homogeneous_first_block_is_the_jets_of_a_network(order: int, basis:
     anchor = vector(model.parameters())
     batches = regression(2)
     maps = [
-        PolynomialMap.from_derivatives(
-            [t.numpy() for t in derivative_tensors(model, x, y, order + 1)],
-            lr=lr,
-            weight_decay=decay,
-            anchor=anchor.numpy(),
-        )
+        PolynomialMap.from_loss(network_loss(x, y), anchor, lr=lr, weight_decay=decay, degree=order)
         for x, y in batches
     ]
     system = CarlemanSystem(

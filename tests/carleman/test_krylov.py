@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.carleman.test_jet import derivative_tensors
+from tests.carleman.test_polynomial import network_loss
 from tests.cases import (
     classifier,
     image_batches,
@@ -23,15 +24,17 @@ from tests.cases import (
     vector,
 )
 from torch_qsgd import QuantumSGD
+from torch_qsgd.carleman.bases import Basis, UnitBasis, krylov_basis
 from torch_qsgd.carleman.explicit import CarlemanSystem
-from torch_qsgd.carleman.krylov import krylov_basis, krylov_window, unit_basis
+from torch_qsgd.carleman.krylov import krylov_window
 from torch_qsgd.carleman.polynomial import PolynomialMap
 from torch_qsgd.derivatives import higher_derivatives
 from torch_qsgd.errors import SizeError
 
 
-def flat(basis: list[list[Tensor]]) -> np.ndarray:
-    return torch.stack([vector(direction) for direction in basis]).numpy()
+def flat(basis: Basis) -> np.ndarray:
+    """Vᵀ, a direction a row."""
+    return torch.stack([vector(basis.lift(w)) for w in np.eye(basis.size)]).numpy()
 
 
 def gradient_and_hessian(model: nn.Module, x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -61,9 +64,10 @@ def test_with_all_dimensions_it_is_the_explicit_system(order: int, decay: float)
     steps, lr = 6, 0.05
     model = tanh_network()
     ((x, y),) = regression(1)
-    anchor = vector(model.parameters()).numpy()
-    tensors = [t.numpy() for t in derivative_tensors(model, x, y, order + 1)]
-    full = PolynomialMap.from_derivatives(tensors, lr=lr, weight_decay=decay, anchor=anchor)
+    anchor = vector(model.parameters())
+    full = PolynomialMap.from_loss(
+        network_loss(x, y), anchor, lr=lr, weight_decay=decay, degree=order
+    )
     explicit = CarlemanSystem(full, steps, order=order)
     window = krylov_window(
         model, F.mse_loss, x, y, dimension=9, lr=lr, degree=order, weight_decay=decay
@@ -108,11 +112,11 @@ def test_higher_orders_converge_to_descent_inside_the_space_and_dimensions_to_tr
     model = classifier("group")
     ((x, y),) = image_batches(1)
 
-    def descend(basis: list[list[Tensor]] | None) -> Tensor:
+    def descend(basis: Basis | None) -> Tensor:
         """The plain loop, its gradients projected onto the space."""
         moved = copy.deepcopy(model)
         parameters = list(moved.parameters())
-        V = None if basis is None else torch.stack([vector(v) for v in basis])
+        V = None if basis is None else torch.from_numpy(flat(basis))
         for _ in range(steps):
             gradients = torch.autograd.grad(F.cross_entropy(moved(x), y), parameters)
             update = vector(gradients)
@@ -160,7 +164,7 @@ def test_masks_keep_pruned_coordinates_at_rest() -> None:
     masks = [torch.rand(p.shape, generator=torch.Generator().manual_seed(i)) < 0.3
              for i, p in enumerate(model.parameters())]  # fmt: skip
     window = krylov_window(model, F.cross_entropy, x, y, dimension=3, lr=0.1, masks=masks)
-    for direction in window.basis:
+    for direction in window.basis.directions:
         assert all(not bool(v[~mask].any()) for v, mask in zip(direction, masks, strict=True))
         assert any(bool(v.any()) for v in direction)
 
@@ -170,17 +174,17 @@ def test_float32_networks_have_float32_bases_orthogonal_to_rounding() -> None:
     ((x, y),) = image_batches(1)
     window = krylov_window(model, F.cross_entropy, x.float(), y, dimension=12, lr=0.1, degree=1)
     V = flat(window.basis).astype(np.float64)
-    assert {v.dtype for v in window.basis[0]} == {torch.float32}
+    assert {v.dtype for v in window.basis.directions[0]} == {torch.float32}
     np.testing.assert_allclose(V @ V.T, np.eye(window.dimension), atol=2e-6)
 
 
 def test_the_unit_basis_is_the_active_coordinates_in_order() -> None:
     parameters = [torch.zeros(2, 2), torch.zeros(3)]
     masks = [torch.tensor([[True, False], [False, True]]), None]
-    V = flat(unit_basis(parameters, masks, limit=5))
+    V = flat(UnitBasis(parameters, masks, limit=5))
     np.testing.assert_array_equal(V, np.eye(7)[[0, 3, 4, 5, 6]])
     with pytest.raises(SizeError, match="5 active coordinates are more than the 4"):
-        unit_basis(parameters, masks, limit=4)
+        UnitBasis(parameters, masks, limit=4)
 
 
 def test_what_is_wrong_is_said() -> None:
@@ -198,4 +202,4 @@ def test_what_is_wrong_is_said() -> None:
     with higher_derivatives():
         gradients = torch.autograd.grad(F.mse_loss(model(x), y + 1), list(model.parameters()))
     basis = krylov_basis(gradients, list(model.parameters()), 1)
-    assert len(basis) == 1  # the first direction needs no graph
+    assert basis.size == 1  # the first direction needs no graph

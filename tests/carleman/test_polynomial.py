@@ -18,6 +18,7 @@ from torch import Tensor
 from tests.carleman.reference import lifted, random_map
 from tests.carleman.test_jet import derivative_tensors
 from tests.cases import classifier, image_batches, regression, tanh_network, vector
+from torch_qsgd.carleman.bases import DirectionBasis
 from torch_qsgd.carleman.polynomial import PolynomialMap, trajectory
 from torch_qsgd.derivatives import higher_derivatives, projected_derivatives
 from torch_qsgd.errors import GraphError
@@ -140,7 +141,8 @@ def test_projected_derivatives_are_those_of_the_loss_in_the_subspace(norm: str) 
     with higher_derivatives():
         loss = F.cross_entropy(model(x), y)
         gradients = torch.autograd.grad(loss, params, create_graph=True)
-    tensors = [t.numpy() for t in projected_derivatives(gradients, params, basis, 2)]
+    directions = DirectionBasis(basis)
+    tensors = [t.numpy() for t in projected_derivatives(gradients, params, directions, 2)]
     np.testing.assert_allclose(tensors[0], gradient_at((0.0, 0.0)), atol=1e-12)
     h = 1e-4
     for i, axis in enumerate(np.eye(2)):
@@ -172,4 +174,4 @@ def test_what_is_wrong_is_said() -> None:
     (g,) = torch.autograd.grad((theta**3).sum(), theta, create_graph=True)
     torch.autograd.grad(g, theta)
     with pytest.raises(GraphError, match="cannot be differentiated again"):
-        projected_derivatives([g], [theta], [[torch.ones(1)]], 1)
+        projected_derivatives([g], [theta], DirectionBasis([[torch.ones(1)]]), 1)

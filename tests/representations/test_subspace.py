@@ -320,7 +320,7 @@ def test_options_that_only_jets_serve_are_refused() -> None:
     for build in (lambda: Krylov(dimension=0), lambda: Krylov(closure="x"), lambda: Jet(idle=-1)):
         with pytest.raises(ValueError, match="must be"):
             build()
-    with pytest.raises(ValueError, match="rescaling must be a positive"):
+    with pytest.raises(ValueError, match="rescaling must be a number above 0"):
         Jet(rescaling=0.0)
 
 

@@ -20,7 +20,7 @@ def test_prepared_state_with_its_sign(qubits: int, scale: float) -> None:
     vector = np.random.default_rng(qubits).standard_normal(2**qubits)
     expected = np.sign(scale) * vector / np.linalg.norm(vector)
     circuit = prepared(scale * vector)
-    assert set(circuit.count_ops()) <= {"u", "cx"}
+    assert set(circuit.count_ops()) <= {"ry", "ucry"}
     np.testing.assert_allclose(Statevector(circuit).data, expected, atol=1e-12)
     program = Program(circuit, tuple(range(qubits)), {}, 1.0, 0, 2**qubits, 0)
     state, probability = amplitudes(program)

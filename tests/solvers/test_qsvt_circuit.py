@@ -84,7 +84,7 @@ def test_gates() -> None:
     # One block encoding or its inverse a query, one pair of phases around each.
     assert counts["unitary"] == program.queries
     assert counts["rzz"] == program.queries + 1
-    assert set(counts) <= {"unitary", "rzz", "h", "u", "cx"}
+    assert set(counts) <= {"unitary", "rzz", "h", "ry", "ucry"}
     assert program.postselect == {3: 0, 4: 0}
     assert program.system == (0, 1, 2)
 

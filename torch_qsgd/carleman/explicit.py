@@ -307,7 +307,8 @@ class CarlemanSystem(LinearSystem):
         The constant 1 of the homogeneous form is not counted.
         """
         final = self.blocks(vector)[self.steps :]
-        return float((final[:, self.displacement_slots] ** 2).sum() / (final**2).sum())
+        weight = float((final**2).sum())
+        return float((final[:, self.displacement_slots] ** 2).sum()) / weight if weight else 0.0
 
     @property
     def displacement_slots(self) -> slice:

@@ -14,6 +14,7 @@ from scipy.linalg import svdvals
 from scipy.sparse.linalg import svds
 from torch import Tensor
 
+from torch_qsgd.carleman.bases import UnitBasis, add_decay
 from torch_qsgd.derivatives import higher_derivatives, projected_derivatives
 
 Array = NDArray[np.float64]
@@ -92,43 +93,27 @@ class PolynomialMap:
         """
         theta = torch.as_tensor(anchor).detach().to(torch.float64, copy=True).flatten()
         theta.requires_grad_()
-        n = theta.numel()
         with torch.enable_grad(), higher_derivatives():
             (gradient,) = torch.autograd.grad(
                 loss(theta), theta, create_graph=True, materialize_grads=True
             )
-        basis = [[row] for row in torch.eye(n, dtype=torch.float64)]
-        tensors = projected_derivatives([gradient], [theta], basis, degree)
-        shift = theta.detach().numpy()
-        return cls.from_derivatives(
-            [t.numpy() for t in tensors], lr=lr, weight_decay=weight_decay, anchor=shift
-        )
+        basis = UnitBasis([theta], [None], limit=theta.numel())
+        tensors = [t.numpy() for t in projected_derivatives([gradient], [theta], basis, degree)]
+        add_decay(tensors, basis, [theta], weight_decay)
+        return cls.from_derivatives(tensors, lr=lr)
 
     @classmethod
-    def from_derivatives(
-        cls,
-        tensors: Sequence[Array],
-        *,
-        lr: float,
-        weight_decay: float = 0.0,
-        anchor: Array | None = None,
-    ) -> PolynomialMap:
+    def from_derivatives(cls, tensors: Sequence[Array], *, lr: float) -> PolynomialMap:
         """The step Φ of gradient descent from ∇L, ∇²L, … at the anchor.
 
         Args:
-            tensors: ∇^{q+1}L, of shape (n,)·(q+1), q = 0 … P.
+            tensors: ∇^{q+1}L, of shape (n,)·(q+1), q = 0 … P, P at least 1.
             lr: η.
-            weight_decay, anchor: λ and θ*, whose product adds to the gradient.
         """
         n = len(tensors[0])
         factors = [-lr / math.factorial(q) * t.reshape(n, -1) for q, t in enumerate(tensors)]
-        factors[0] = factors[0].ravel()
-        if weight_decay and anchor is not None:
-            factors[0] = factors[0] - lr * weight_decay * anchor
-        if len(factors) == 1:
-            factors.append(np.zeros((n, n)))
-        factors[1] = factors[1] + (1 - lr * weight_decay) * np.eye(n)
-        return cls(*factors)
+        factors[1] = factors[1] + np.eye(n)
+        return cls(factors[0].ravel(), *factors[1:])
 
     def __repr__(self) -> str:
         return f"PolynomialMap(dimension={self.dimension}, degree={self.degree})"

@@ -103,7 +103,7 @@ class Representation(abc.ABC):
 
         Args:
             opt: the optimizer.
-            gradients: one a parameter, with their graph, which is freed.
+            gradients: one a parameter, with their graph.
             params: the trainable parameters.
             continued: whether derivatives of this step's earlier backward passes will be added.
         """

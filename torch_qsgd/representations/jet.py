@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_qsgd.carleman.jet import gram, jet_sgd, summed
+from torch_qsgd.carleman.jet import gram, jet_sgd, norm, summed
+from torch_qsgd.checks import require_integer, require_number
 from torch_qsgd.derivatives import loss_along_path, taylor_coefficients
 from torch_qsgd.readout import PostSelection, post_selection
 from torch_qsgd.representations.base import (
@@ -44,12 +45,9 @@ class Jet(Representation):
     name = "jet"
 
     def __post_init__(self) -> None:
-        if isinstance(self.idle, bool) or not isinstance(self.idle, int) or self.idle < 0:
-            raise ValueError(f"idle must be an integer of at least 0, got {self.idle!r}")
-        if self.rescaling is not None and not (
-            math.isfinite(self.rescaling) and self.rescaling > 0
-        ):
-            raise ValueError(f"rescaling must be a positive number, got {self.rescaling!r}")
+        require_integer("idle", self.idle, 0)
+        if self.rescaling is not None:
+            require_number("rescaling", self.rescaling, 0)
 
     def tensors(self, group: dict[str, Any]) -> list[str]:
         """``jet_k``, and with momentum ``velocity_k``."""
@@ -73,6 +71,7 @@ class Jet(Representation):
         jets, masks = opt._jets(params), opt.masks
         change = float(loss_along_path([gradients, *rows], jets)) if rows else 0.0
         if not opt._cycle["grams"]:
+            opt._cycle["momentum_scales"] = [float(group["lr"]) for group in opt.param_groups]
             opt._cycle["grams"] = [self._gram(opt).tolist()]
         for group, positions in opt._by_group(params):
             used = [i for i in positions if gradients[i] is not None]
@@ -102,13 +101,20 @@ class Jet(Representation):
         opt._cycle["grams"].append(self._gram(opt, inner).tolist())
         return Advance(change, inner.diagonal().sqrt().tolist())
 
+    def _gram(self, opt: WindowState, inner: Tensor | None = None) -> Tensor:
+        """Of the jets of z = (1, u), or (1, u, ηv), without the constant."""
+        total = gram(opt._series("jet", opt._held("jet_1"))) if inner is None else inner
+        for group, scale in zip(opt.param_groups, self._scales(opt), strict=True):
+            moving = [p for p in group["params"] if "velocity_1" in opt.state[p]]
+            if moving and scale:
+                total = total + scale**2 * gram(opt._series("velocity", moving))
+        return total
+
     @staticmethod
-    def _gram(opt: WindowState, inner: Tensor | None = None) -> Tensor:
-        """Of the jets of z = (1, u), or (1, u, v), without the constant."""
-        if inner is None:
-            inner = gram(opt._series("jet", opt._held("jet_1")))
-        moving = opt._held("velocity_1")
-        return inner + gram(opt._series("velocity", moving)) if moving else inner
+    def _scales(opt: WindowState) -> list[float]:
+        """η of each group at the window's first step; groups that joined later have their own."""
+        known = opt._cycle["momentum_scales"]
+        return [*known, *(float(group["lr"]) for group in opt.param_groups[len(known) :])]
 
     def displacement(self, opt: WindowState) -> tuple[list[Tensor], list[Tensor]]:
         """Σ_k c_k."""
@@ -116,31 +122,60 @@ class Jet(Representation):
         return params, summed(opt._series("jet", params))
 
     def download(self, opt: WindowState) -> Outcome:
-        """Solve, and read (u, v) out of the final block row."""
+        """Solve, and read (u, ηv) out of the final block row.
+
+        The momentum is held as ηv, which is as long as u's own steps: beside v itself, u would
+        be lost in errors that are relative to both. Where η was zero at first, v is taken exactly.
+        """
         opt._allocate(opt._trainable())
-        params = opt._held("jet_1")  # also what was frozen in mid-window
-        moving = opt._held("velocity_1")
+        params = [p for p in opt._held("jet_1") if p.requires_grad or self._moved(opt, p)]
+        scale_of = {
+            p: scale
+            for group, scale in zip(opt.param_groups, self._scales(opt), strict=True)
+            for p in group["params"]
+        }
+        moving = [p for p in opt._held("velocity_1") if p.requires_grad or self._moved(opt, p)]
+        scaled = [p for p in moving if scale_of[p]]
+        scales = [scale_of[p] for p in scaled]
         odds = self._odds(opt._cycle["grams"])
         window = JetWindow(
             jets=opt._series("jet", params),
-            velocities=opt._series("velocity", moving) if moving else [],
+            velocities=[
+                list(torch._foreach_mul(row, scales)) for row in opt._series("velocity", scaled)
+            ]
+            if scaled
+            else [],
             steps=opt.window_step,
-            masks=[opt.masks.get(p) for p in params],
+            masks=[opt._mask(p) for p in (*params, *scaled)],
             idle=self.idle,
             history=odds,
         )
         solution = opt.solver.solve(window, opt._generator)
         both = [*solution.displacement, *solution.momentum]
-        reading = None
+        reading, error = None, 0.0
+        count = len(params)
         if opt.readout is not None and odds is not None:
-            active = [opt.masks.get(p) for p in (*params, *moving)]
-            reading = opt.readout.measure(both, opt._generator, support=active)
+            reading = opt.readout.measure(both, opt._generator, support=window.masks)
+            gap = list(torch._foreach_sub(reading.estimate[:count], both[:count]))
+            length = float(norm(both[:count]))
+            error = float(norm(gap)) / length if length else 0.0
             both = reading.estimate
         facts = reported(solution, reading)
+        if reading is not None:
+            facts["readout_error"] = error  # of u, where momentum was read with it
         if odds is not None:
             facts.update(final_probability=odds.final, level_one_probability=odds.level_one)
-        count = len(params)
-        return Outcome(params, both[:count], moving, both[count:], facts)
+        read = dict(zip(scaled, both[count:], strict=True))
+        momentum = [
+            read[p] / scale_of[p] if p in read else summed(opt._series("velocity", [p]))[0]
+            for p in moving
+        ]
+        return Outcome(params, both[:count], moving, momentum, facts)
+
+    @staticmethod
+    def _moved(opt: WindowState, p: Tensor) -> bool:
+        """Whether a frozen parameter has jets of this window, from before it was frozen."""
+        return any(bool(row[0].any()) for row in opt._series("jet", [p]))
 
     def _odds(self, grams: list[list[list[float]]]) -> PostSelection | None:
         """``None`` where nothing has moved: there is nothing to read then."""
@@ -155,4 +190,4 @@ class Jet(Representation):
             kept = opt._held(f"{kind}_1")
             for row in opt._series(kind, kept) if kept else ():
                 torch._foreach_zero_(row)
-        opt._cycle["grams"] = []
+        opt._cycle.update(grams=[], momentum_scales=[])

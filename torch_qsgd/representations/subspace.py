@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torch_qsgd.carleman.bases import Basis, DirectionBasis, UnitBasis, add_decay, krylov_basis
 from torch_qsgd.carleman.explicit import BASES, CLOSURES, LIMIT, CarlemanSystem, system_size
-from torch_qsgd.carleman.krylov import coordinates, krylov_basis, lift, unit_basis
 from torch_qsgd.carleman.polynomial import PolynomialMap
+from torch_qsgd.checks import require_integer, require_number, require_one_of
 from torch_qsgd.derivatives import loss_along_path, projected_derivatives
-from torch_qsgd.errors import SizeError
+from torch_qsgd.errors import GraphError, SizeError
 from torch_qsgd.representations.base import (
     Advance,
     Gradients,
@@ -31,14 +32,20 @@ if TYPE_CHECKING:
 
 #: Options of SGD that all groups must share, for the directions mix their parameters.
 _COMMON = ("lr", "weight_decay", "maximize")
+#: Of a number in a list, with its place there.
+_BYTES = 32
 
 
 @dataclass(frozen=True)
 class Subspace(Representation):
     """Base of :class:`Krylov` and :class:`Explicit`: u = V w, and the map of w written out.
 
+    The jets that ``tolerance``, ``jet_norms`` and ``predicted_weights()`` look at are those of the
+    homogeneous closure, whichever is solved.
+
     Args:
-        closure, basis, idle, limit: as in :class:`CarlemanSystem`.
+        closure, basis, idle, limit: as in :class:`CarlemanSystem`; ``limit`` also holds for the
+            maps kept in mid-window.
         rescaling: γ, or ``"auto"``, as there; ``None`` for the length of the displacement itself,
             so that it weighs as much as the constant beside it.
     """
@@ -50,21 +57,15 @@ class Subspace(Representation):
     limit: int = LIMIT
 
     def __post_init__(self) -> None:
-        if self.closure not in CLOSURES or self.basis not in BASES:
-            raise ValueError(
-                f"closure must be one of {', '.join(CLOSURES)} and basis of {', '.join(BASES)}, "
-                f"got {self.closure!r} and {self.basis!r}"
-            )
-        if isinstance(self.idle, bool) or not isinstance(self.idle, int) or self.idle < 0:
-            raise ValueError(f"idle must be an integer of at least 0, got {self.idle!r}")
+        require_one_of("closure", self.closure, CLOSURES)
+        require_one_of("basis", self.basis, BASES)
+        require_integer("idle", self.idle, 0)
+        require_integer("limit", self.limit, 1)
+        if self.rescaling not in (None, "auto"):
+            require_number("rescaling", self.rescaling, 0, otherwise=", 'auto' or None")
 
     def check(self, group: dict[str, Any], first: dict[str, Any], solver: Solver) -> None:
         """No momentum; one learning rate, decay and sign for all groups."""
-        if group["momentum"]:
-            raise ValueError(
-                f"momentum is served by representation='jet' only, got momentum="
-                f"{group['momentum']!r} with {self.name!r}"
-            )
         _require_common(group, first, self.name)
 
     def tensors(self, group: dict[str, Any]) -> list[str]:
@@ -78,21 +79,28 @@ class Subspace(Representation):
     @abc.abstractmethod
     def _choose_basis(
         self, opt: WindowState, gradients: Gradients, params: list[Tensor]
-    ) -> list[list[Tensor]]: ...
+    ) -> Basis: ...
 
     @abc.abstractmethod
-    def _basis(self, opt: WindowState, members: list[Tensor]) -> list[list[Tensor]]: ...
+    def _basis(self, opt: WindowState, members: list[Tensor]) -> Basis: ...
+
+    def _require_whole_gradient(self) -> None:
+        """Raise where the basis may not be chosen from a part of a step's gradient."""
 
     def differentiate(
         self, opt: WindowState, gradients: Gradients, params: list[Tensor], continued: bool
     ) -> Rows:
         """∇²L, ∇³L, … along the basis, which the window's first gradient chooses."""
         cycle = opt._cycle
-        if opt.window_step == 0 and not continued:
+        unsettled = cycle["dimension"] == 0 or cycle["chosen_at"] == opt.window_step
+        if unsettled and continued:
+            self._require_whole_gradient()
+        if cycle["dimension"] == 0 or (unsettled and not continued):
             basis = self._choose_basis(opt, gradients, params)
-            everything = opt._every()
-            cycle["members"] = [i for i, p in enumerate(everything) if any(p is q for q in params)]
-            cycle["dimension"] = len(basis)
+            positions = [i for i, p in enumerate(opt._every()) if any(p is q for q in params)]
+            cycle.update(members=positions, dimension=basis.size, chosen_at=opt.window_step)
+            if not basis.size:
+                return []
         else:
             members = self._members(opt)
             if len(members) != len(params) or any(
@@ -114,47 +122,50 @@ class Subspace(Representation):
         first = opt.param_groups[0]
         for group in opt.param_groups:
             _require_common(group, first, self.name)
-        if rows is None:
-            raise RuntimeError("a subspace window cannot advance without derivatives")
         cycle, order = opt._cycle, first["order"]
+        if not rows:  # nothing moves before the first gradient that is not zero
+            cycle["rest"] += 1
+            return Advance(0.0, [0.0] * order)
         sign = -1.0 if first["maximize"] else 1.0
-        decay = first["weight_decay"]
-        members = self._members(opt)
-        basis = self._basis(opt, members)
-        anchor = coordinates(basis, members) if decay else None
-        gradient = coordinates(basis, gradients)
-        tensors = [sign * t for t in (gradient, *(row[0].numpy() for row in rows))]
-        step = PolynomialMap.from_derivatives(
-            tensors, lr=float(first["lr"]), weight_decay=decay, anchor=anchor
-        )
-        jets = cycle["path"]
-        if jets is None:
-            jets = torch.zeros(order, len(tensors[0]), dtype=torch.float64)
+        basis = self._basis(opt, self._members(opt))
+        tensors = [basis.coordinates(gradients), *(row[0].numpy() for row in rows)]
+        jets = np.array(cycle["path"] or np.zeros((order, basis.size)))
         # With unit rate the step is w − ∇L, whose Taylor coefficients hold those of ∇L.
-        slopes = -PolynomialMap.from_derivatives(tensors, lr=1.0).taylor(jets.numpy())
-        slopes[1:] += jets.numpy()
-        change = loss_along_path([[torch.from_numpy(row)] for row in slopes], [[c] for c in jets])
-        series = step.taylor(jets.numpy())
+        slopes = -PolynomialMap.from_derivatives(tensors, lr=1.0).taylor(jets)
+        slopes[1:] += jets
+        change = loss_along_path(
+            [[torch.from_numpy(row)] for row in slopes], [[torch.from_numpy(c)] for c in jets]
+        )
+        tensors = [sign * t for t in tensors]
+        moving = [None if g is None else p for g, p in zip(gradients, params, strict=True)]
+        add_decay(tensors, basis, moving, first["weight_decay"])
+        step = PolynomialMap.from_derivatives(tensors, lr=float(first["lr"]))
+        series = step.taylor(jets)
         series[1] += series[0]
-        moved = torch.from_numpy(series[1:])
-        cycle["path"] = moved
-        cycle["maps"].append([torch.from_numpy(np.array(c)) for c in step.coefficients])
-        return Advance(sign * float(change), moved.norm(dim=1).tolist())
+        cycle["path"] = series[1:].tolist()
+        cycle["maps"].append([c.ravel().tolist() for c in step.coefficients])
+        return Advance(float(change), np.linalg.norm(series[1:], axis=1).tolist())
 
     def displacement(self, opt: WindowState) -> tuple[list[Tensor], list[Tensor]]:
         """V Σ_k c_k."""
+        if not opt._cycle["path"]:
+            return [], []
         members = self._members(opt)
-        return members, lift(self._basis(opt, members), opt._cycle["path"].sum(0).numpy())
+        return members, self._basis(opt, members).lift(np.sum(opt._cycle["path"], axis=0))
 
     def system(self, opt: WindowState) -> CarlemanSystem:
         """The open window's linear system, of m coordinates."""
-        maps: list[PolynomialMap] = []
-        previous: list[Tensor] = []
-        for tensors in opt._cycle["maps"]:
-            same = previous and all(map(torch.equal, tensors, previous))
-            maps.append(maps[-1] if same else PolynomialMap(*(t.numpy() for t in tensors)))
-            previous = tensors
-        length = float(opt._cycle["path"].sum(0).norm()) or 1.0
+        cycle = opt._cycle
+        m = cycle["dimension"]
+        maps = [PolynomialMap(np.zeros(m), np.eye(m))] * cycle["rest"]
+        previous: list[list[float]] | None = None
+        for flat in cycle["maps"]:
+            if flat != previous:  # one map for equal steps, which are then advanced together
+                shaped = [np.reshape(c, (m, -1) if q else m) for q, c in enumerate(flat)]
+                latest = PolynomialMap(*shaped)
+            maps.append(latest)
+            previous = flat
+        length = float(np.linalg.norm(np.sum(cycle["path"], axis=0))) or 1.0
         return CarlemanSystem(
             maps,
             len(maps),
@@ -168,9 +179,9 @@ class Subspace(Representation):
 
     def download(self, opt: WindowState) -> Outcome:
         """Write the system out, solve it, read w out of its final block, and lift it."""
-        members = self._members(opt)
-        if not opt._cycle["maps"]:  # no step has been taken
+        if not np.any(opt._cycle["path"]):  # no step has been taken, or none that moved
             return Outcome([], [])
+        members = self._members(opt)
         system = self.system(opt)
         solution = opt.solver.solve(system, opt._generator)
         w = system.displacement(solution.vector)
@@ -183,34 +194,45 @@ class Subspace(Representation):
             "final_probability": system.final_probability(solution.vector),
             "level_one_probability": system.level_one_probability(solution.vector),
         }
-        return Outcome(members, lift(self._basis(opt, members), w), facts=facts)
+        return Outcome(members, self._basis(opt, members).lift(w), facts=facts)
 
     def clear(self, opt: WindowState) -> None:
         """Drop the maps."""
-        opt._cycle.update(maps=[], path=None, members=[], dimension=0)
+        opt._cycle.update(maps=[], path=[], members=[], dimension=0, chosen_at=-1, rest=0)
 
     def _members(self, opt: WindowState) -> list[Tensor]:
         everything = opt._every()
         return [everything[i] for i in opt._cycle["members"]]
 
     def _require_size(self, group: dict[str, Any], dimension: int, solver: Solver) -> None:
-        """Raise before a window is opened that the solver would refuse at its end."""
+        """Raise before a window is opened that would not fit, or that its solver would refuse."""
         if group["window"] == 0:
             return
+        steps, order = group["window"], group["order"]
         size = system_size(
             PolynomialMap(np.zeros(dimension), None),
-            group["window"],
-            group["order"],
+            steps,
+            order,
             idle=self.idle,
             closure=self.closure,
             basis=self.basis,
         )
+        maps = _BYTES * steps * sum(dimension ** (q + 1) for q in range(order + 1))
+        what = (
+            f"a window of {steps} steps at order {order} in {dimension} coordinates is a system "
+            f"of {size.unknowns:,} unknowns"
+        )
+        less = "shorten the window, lower the order or the number of coordinates"
+        if max(size.vector_bytes, maps) > self.limit:
+            raise SizeError(
+                f"{what}: a vector takes {size.vector_bytes / 2**20:,.3g} MiB, its maps "
+                f"{maps / 2**20:,.3g} MiB, over {self.limit / 2**20:,.3g} MiB; {less}, "
+                "raise `limit`, or use representation='jet'"
+            )
         if size.unknowns > solver.largest:
             raise SizeError(
-                f"a window of {group['window']} steps at order {group['order']} in {dimension} "
-                f"coordinates is a system of {size.unknowns:,} unknowns, and solver "
-                f"{solver.name!r} takes {solver.largest:,.0f} at most: shorten the window, lower "
-                "the order or the dimension, or use solver='qsvt' or 'exact'"
+                f"{what}, and solver {solver.name!r} takes {solver.largest:,.0f} at most: {less}, "
+                "or use solver='qsvt' or 'exact'"
             )
 
 
@@ -219,7 +241,7 @@ class Krylov(Subspace):
     """Descent on the Krylov space of the window's first Hessian and gradient.
 
     Batches after the first are projected on the same space: hand in the same batch each time, or
-    expect their gradients to be cut.
+    expect their gradients to be cut. The first step's gradient must come from one recording.
 
     Args:
         dimension: m; see :mod:`torch_qsgd.carleman.krylov`.
@@ -232,9 +254,7 @@ class Krylov(Subspace):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = self.dimension
-        if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-            raise ValueError(f"dimension must be an integer of at least 1, got {given!r}")
+        require_integer("dimension", self.dimension, 1)
 
     def check(self, group: dict[str, Any], first: dict[str, Any], solver: Solver) -> None:
         """Also the system's size, which is known before anything is built."""
@@ -245,27 +265,30 @@ class Krylov(Subspace):
         """The basis, ``basis_1 … basis_m``."""
         return [f"basis_{i}" for i in range(1, self.dimension + 1)]
 
-    def _choose_basis(
-        self, opt: WindowState, gradients: Gradients, params: list[Tensor]
-    ) -> list[list[Tensor]]:
-        first = opt.param_groups[0]
+    def _require_whole_gradient(self) -> None:
+        raise GraphError(
+            "the Krylov space of a window is chosen by its first gradient, which must not be "
+            "accumulated over several recordings: put all backward passes of that step into one "
+            "`with opt.recording():` block"
+        )
+
+    def _choose_basis(self, opt: WindowState, gradients: Gradients, params: list[Tensor]) -> Basis:
         basis = krylov_basis(
             gradients,
             params,
             self.dimension,
-            masks=[opt.masks.get(p) for p in params],
-            # Maximising climbs L − λ|θ|²/2.
-            weight_decay=-first["weight_decay"] if first["maximize"] else first["weight_decay"],
+            masks=[opt._mask(p) for p in params],
+            weight_decay=opt.param_groups[0]["weight_decay"] != 0,
         )
         opt._allocate(params)
-        for i, direction in enumerate(basis, start=1):
+        for i, direction in enumerate(basis.directions, start=1):
             for p, v in zip(params, direction, strict=True):
                 opt.state[p][f"basis_{i}"].copy_(v)
         return basis
 
-    def _basis(self, opt: WindowState, members: list[Tensor]) -> list[list[Tensor]]:
-        count = opt._cycle["dimension"]
-        return [[opt.state[p][f"basis_{i}"] for p in members] for i in range(1, count + 1)]
+    def _basis(self, opt: WindowState, members: list[Tensor]) -> Basis:
+        names = self.tensors({})[: opt._cycle["dimension"]]
+        return DirectionBasis([[opt.state[p][name] for p in members] for name in names])
 
 
 @dataclass(frozen=True)
@@ -281,18 +304,25 @@ class Explicit(Subspace):
 
     name = "explicit"
 
-    def _choose_basis(
-        self, opt: WindowState, gradients: Gradients, params: list[Tensor]
-    ) -> list[list[Tensor]]:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_integer("coordinates", self.coordinates, 1)
+
+    def _choose_basis(self, opt: WindowState, gradients: Gradients, params: list[Tensor]) -> Basis:
         basis = self._basis(opt, params)
-        self._require_size(opt.param_groups[0], len(basis), opt.solver)
+        self._require_size(opt.param_groups[0], basis.size, opt.solver)
         return basis
 
-    def _basis(self, opt: WindowState, members: list[Tensor]) -> list[list[Tensor]]:
-        return unit_basis(members, [opt.masks.get(p) for p in members], self.coordinates)
+    def _basis(self, opt: WindowState, members: list[Tensor]) -> Basis:
+        return UnitBasis(members, [opt._mask(p) for p in members], self.coordinates)
 
 
 def _require_common(group: dict[str, Any], first: dict[str, Any], name: str) -> None:
+    if group["momentum"]:
+        raise ValueError(
+            f"momentum is served by representation='jet' only, got momentum={group['momentum']!r} "
+            f"with {name!r}"
+        )
     for option in _COMMON:
         if float(group[option]) != float(first[option]):
             raise ValueError(

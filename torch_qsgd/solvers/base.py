@@ -27,8 +27,8 @@ class JetWindow:
         jets: :math:`c_1 … c_N` after the window's last step, each one tensor a parameter.
         velocities: the momentum's jets, likewise; empty without momentum.
         steps: T, the number of block rows solved.
-        masks: bool, True on active coordinates, one a parameter; ``None`` where all are. Empty
-            where all parameters are dense.
+        masks: bool, True on active coordinates, one for each tensor of a jet, then of a velocity;
+            ``None`` where all are. Empty where all are dense.
         idle: p, the steps that hold the final state.
         history: the length ‖Y‖ of the whole history state, and its rescaling γ; ``None`` where
             nothing has moved.
@@ -88,6 +88,9 @@ class Solver(abc.ABC):
     name: ClassVar[str]
     #: The forms of a window it can solve.
     representations: ClassVar[frozenset[str]] = frozenset({"krylov", "explicit"})
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
     @property
     def largest(self) -> float:

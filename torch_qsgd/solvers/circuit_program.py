@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from qiskit import QuantumCircuit, transpile
-from qiskit.circuit.library import StatePreparation
+from qiskit.circuit.library import UCRYGate
 from qiskit_aer import AerSimulator
 from qiskit_aer.library import SaveStatevector
 
@@ -43,10 +43,15 @@ class Program:
 
 
 def prepared(vector: ArrayLike) -> QuantumCircuit:
-    r"""A circuit that takes :math:`|0\rangle` to :math:`v / \|v\|`, of ``u`` and ``cx`` gates only.
+    r"""A circuit that takes :math:`|0\rangle` to :math:`v / \|v\|`, by multiplexed rotations.
 
-    It is written out in gates because the inverse of a ``StatePreparation`` ends the Python
-    process on Aer 0.18; this circuit may be inverted and controlled.
+    From the most significant qubit on, each is turned by :math:`2\,\mathrm{atan2}` of the lengths
+    of the halves of v that its values stand for, given the qubits before it; the last one by the
+    entries themselves, with their signs.
+
+    Qiskit's own ``StatePreparation`` is not used: entries some 1e-8 of the largest make it flip
+    signs or fail (Qiskit 2.6), and its inverse ends the Python process on Aer 0.18. This circuit
+    may be inverted and controlled.
 
     Args:
         vector: v, real, of shape (2**n,) with n ≥ 1.
@@ -55,7 +60,9 @@ def prepared(vector: ArrayLike) -> QuantumCircuit:
         ValueError: for a length that is no power of two from 2 on, or a vector that is zero or
             not finite.
 
-    Cost: O(2**n) ``cx`` gates.
+    Cost: at most 2**n − 2 ``cx`` gates and 2**n − 1 rotations.
+
+    Source: Möttönen, Vartiainen, Bergholm and Salomaa, arXiv:quant-ph/0407010.
 
     Example:
         >>> prepared([3.0, 4.0]).num_qubits
@@ -71,8 +78,17 @@ def prepared(vector: ArrayLike) -> QuantumCircuit:
     values = values / largest
     qubits = values.size.bit_length() - 1
     circuit = QuantumCircuit(qubits)
-    circuit.append(StatePreparation(values / np.linalg.norm(values)), range(qubits))
-    return transpile(circuit, basis_gates=["u", "cx"], optimization_level=1)
+    levels = []
+    for _ in range(qubits):
+        left, right = values[::2], values[1::2]
+        levels.append(2 * np.arctan2(right, left))
+        values = np.hypot(left, right)
+    for target, angles in reversed(list(enumerate(levels))):
+        if target == qubits - 1:
+            circuit.ry(float(angles[0]), target)
+        elif angles.any():
+            circuit.append(UCRYGate(angles.tolist()), list(range(target, qubits)))
+    return circuit
 
 
 def amplitudes(program: Program) -> tuple[NDArray[np.complex128], float]:

@@ -29,8 +29,9 @@ class Noise(Solver):
     A solver of precision ε returns a history state Ŷ with :math:`\|\hat Y - Y\| \le \varepsilon
     \|Y\|`. The error of exactly that length is put, with a random direction,
 
-    - ``"readout"``: wholly into the p + 1 copies of the displacement that is read, equally: the
-      worst case. Then :math:`\|\hat u - u\| = \gamma\,\varepsilon\,\|Y\| / \sqrt{p+1}`.
+    - ``"readout"``: wholly into the p + 1 copies of what is read, equally: the worst case. Then
+      :math:`\|\hat u - u\| = \gamma\,\varepsilon\,\|Y\| / \sqrt{p+1}`, or with momentum that of
+      (u, ηv) together.
     - ``"isotropic"``: over all D unknowns evenly, of which block 1 is a small part. Then each of
       the n coordinates of u is off by :math:`\gamma\,\varepsilon\,\|Y\| / \sqrt{D (p+1)}`.
 
@@ -87,10 +88,7 @@ class Noise(Solver):
         count = len(window.jets[0])
         if window.history is None:  # nothing has moved: the state is known
             return JetSolution(exact[:count], exact[count:], 1.0, 0, 0.0)
-        masks = list(window.masks or [None] * count)
-        # The momentum of a parameter is active where the parameter is; some have none.
-        masks += masks[: len(exact) - count] if len(exact) == 2 * count else []
-        masks += [None] * (len(exact) - len(masks))
+        masks = list(window.masks or [None] * len(exact))
         noise = [_normal(x, mask, generator) for x, mask in zip(exact, masks, strict=True)]
         coordinates = sum(
             x.numel() if mask is None else int(mask.sum())

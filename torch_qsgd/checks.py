@@ -1,0 +1,55 @@
+"""Checks of arguments, in the words of a user."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+
+def require_integer(name: str, given: Any, least: int, most: float = math.inf) -> int:
+    """Return an integer (Python's or NumPy's) from ``least`` to ``most``.
+
+    Raises:
+        ValueError: for anything else; bools are no integers.
+
+    Example:
+        >>> require_integer("steps", 3, 1)
+        3
+    """
+    if isinstance(given, bool) or not isinstance(given, Integral) or not least <= given <= most:
+        upper = "" if math.isinf(most) else f" and at most {most:,}"
+        raise ValueError(f"{name} must be an integer of at least {least}{upper}, got {given!r}")
+    return int(given)
+
+
+def require_number(
+    name: str, given: Any, above: float, below: float = math.inf, otherwise: str = ""
+) -> float:
+    """Return a finite real number strictly between two others.
+
+    Args:
+        name, given: of the argument.
+        above, below: the bounds, themselves excluded.
+        otherwise: what else is allowed, for the message.
+
+    Raises:
+        ValueError: for anything else; bools and strings are no numbers.
+
+    Example:
+        >>> require_number("epsilon", 0.5, 0, 1)
+        0.5
+    """
+    real = isinstance(given, Real) and not isinstance(given, bool)
+    if not real or not math.isfinite(given) or not above < given < below:
+        upper = "" if math.isinf(below) else f" and below {below:g}"
+        raise ValueError(
+            f"{name} must be a number above {above:g}{upper}{otherwise}, got {given!r}"
+        )
+    return float(given)
+
+
+def require_one_of(name: str, given: Any, allowed: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` for a name that is not allowed."""
+    if not isinstance(given, str) or given not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {given!r}")
