@@ -17,7 +17,8 @@ def require_integer(name: str, given: Any, least: int, most: float = math.inf) -
         >>> require_integer("steps", 3, 1)
         3
     """
-    if isinstance(given, bool) or not isinstance(given, Integral) or not least <= given <= most:
+    integer = isinstance(given, Integral) and not isinstance(given, bool)
+    if not integer or not least <= int(given) <= most:
         upper = "" if math.isinf(most) else f" and at most {most:,}"
         raise ValueError(f"{name} must be an integer of at least {least}{upper}, got {given!r}")
     return int(given)
