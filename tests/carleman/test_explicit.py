@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 
 import numpy as np
 import pytest
+import scipy.sparse as sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +23,7 @@ from tests.carleman.reference import (
 from tests.carleman.test_polynomial import network_loss
 from tests.cases import regression, run_recorded, tanh_network, vector
 from torch_qsgd import QuantumSGD
-from torch_qsgd.carleman.blocks import symmetric_isometry
+from torch_qsgd.carleman.blocks import StepOperator, symmetric_isometry
 from torch_qsgd.carleman.explicit import CarlemanSystem, system_size
 from torch_qsgd.carleman.polynomial import PolynomialMap, trajectory
 from torch_qsgd.errors import SizeError
@@ -214,8 +216,33 @@ def test_nothing_is_built_that_would_not_fit() -> None:
     assert system_size(step, 100, 4, closure="standard").unknowns == 101 * (
         50 + 50**2 + 50**3 + 50**4
     )
-    with pytest.raises(SizeError, match=r"unknowns.*Krylov or jet.*raise `limit`"):
+    with pytest.raises(SizeError, match=r"unknowns.*Krylov.*jet.*raise `limit`"):
         CarlemanSystem(step, 100, order=4)
+    began = time.perf_counter()
+    for steps, order, basis in ((10**9, 1, "kronecker"), (5, 4, "monomial"), (5, 5, "monomial")):
+        with pytest.raises(SizeError, match="Nothing was built"):
+            CarlemanSystem(step, steps, order=order, basis=basis, limit=2**26)
+    assert time.perf_counter() - began < 1  # it took seconds to build what the limit forbids
+
+
+def test_many_steps_take_no_more_than_foretold() -> None:
+    system = CarlemanSystem(PolynomialMap([0.1], [[0.9]]), 20_000, order=1, closure="standard")
+    assert system.matrix.nnz == 40_001
+    expected = 1 - 0.9**20_000
+    assert system.displacement(system.solution)[0] == pytest.approx(expected)
+    wide = PolynomialMap(np.full(20_000, 0.1), sparse.eye_array(20_000, format="csr") * 0.5)
+    slim = CarlemanSystem(wide, 3, order=1)  # a dense G_1 would take 3 GiB
+    np.testing.assert_allclose(slim.displacement(slim.solution), 0.1 * (1 + 0.5 + 0.25))
+
+
+def test_columns_go_through_products_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = random_map(np.random.default_rng(4), 3)
+    y = np.random.default_rng(5).standard_normal((39, 10))
+    whole = StepOperator(step, 3)
+    expected = whole.apply(y), whole.apply_transposed(y)
+    monkeypatch.setattr("torch_qsgd.carleman.blocks.CHUNK", 80)
+    np.testing.assert_allclose(whole.apply(y), expected[0], atol=1e-13)
+    np.testing.assert_allclose(whole.apply_transposed(y), expected[1], atol=1e-13)
 
 
 @given(
@@ -235,7 +262,8 @@ def test_the_foretold_memory_is_an_upper_bound(
             step, 3, order=order, closure=closure, eta_orders=eta, basis=basis, idle=2
         )
         assert system.footprint.unknowns == system.size
-        assert system.footprint.matrix_bytes >= 12 * system.matrix.nnz
+        parts = (system.matrix.data, system.matrix.indices, system.matrix.indptr)
+        assert system.footprint.matrix_bytes >= sum(part.nbytes for part in parts)
 
 
 def test_what_is_wrong_is_said() -> None:
@@ -246,7 +274,9 @@ def test_what_is_wrong_is_said() -> None:
     for name in ("closure", "eta_orders", "basis"):
         with pytest.raises(ValueError, match=f"{name} must be one of"):
             CarlemanSystem(step, 2, order=1, **{name: "some"})
-    for value in (0, -1.0, math.nan, "some"):
+    with pytest.raises(ValueError, match="maps must be a PolynomialMap"):
+        CarlemanSystem([np.eye(2)], 1, order=1)
+    for value in (0, -1.0, math.nan, "some", None, True):
         with pytest.raises(ValueError, match="rescaling must be"):
             CarlemanSystem(step, 2, order=1, rescaling=value)
     with pytest.raises(ValueError, match="each of the 3 steps"):

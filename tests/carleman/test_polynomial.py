@@ -68,6 +68,8 @@ def test_spectral_norms_are_those_of_dense_matrices() -> None:
     np.testing.assert_allclose(PolynomialMap(*dense).norms, expected)
     np.testing.assert_allclose(PolynomialMap(*thinned).norms, expected)
     assert PolynomialMap([1.0, 2.0, 2.0], None, sparse.csr_array((3, 9))).norms == [3, 0, 0]
+    stored = sparse.csr_array((np.zeros(3), ([0, 1, 2], [0, 1, 2])), shape=(4, 4))
+    assert PolynomialMap(np.zeros(4), stored).norms == [0, 0]
 
 
 def network_loss(x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
@@ -156,7 +158,7 @@ def test_projected_derivatives_are_those_of_the_loss_in_the_subspace(norm: str) 
 def test_what_is_wrong_is_said() -> None:
     with pytest.raises(ValueError, match="no coefficient"):
         PolynomialMap()
-    with pytest.raises(ValueError, match=r"n rows: got \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"n ≥ 1 rows: got \[2, 3\]"):
         PolynomialMap([1.0, 2.0], np.eye(3))
     with pytest.raises(ValueError, match=r"G_2 must have shape \(2, 4\)"):
         PolynomialMap([1.0, 2.0], None, np.eye(2))
@@ -168,6 +170,14 @@ def test_what_is_wrong_is_said() -> None:
         PolynomialMap([1.0], [[1.0]])([1.0, 2.0])
     with pytest.raises(ValueError, match="degree must be at least 1"):
         PolynomialMap.from_loss(lambda x: x.sum(), [1.0], lr=0.1, degree=0)
+    for nothing in (0.5, [], "a"):
+        with pytest.raises(ValueError, match="n ≥ 1 rows"):
+            PolynomialMap(nothing)
+    for gamma in (0.0, -1.0, math.nan, None):
+        with pytest.raises(ValueError, match="gamma must be a number above 0"):
+            PolynomialMap([1.0], [[1.0]]).rescaled(gamma)
+    with pytest.raises(ValueError, match="leaves the range of float64"):
+        PolynomialMap([1.0], None, None, [[1.0]]).rescaled(1e200)
     with pytest.raises(OverflowError, match="lower the learning rate"):
         trajectory([PolynomialMap([0.0], None, [[10.0]])] * 20, [1.0])
     theta = torch.tensor([1.0], requires_grad=True)

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import scipy.sparse as sparse
@@ -21,6 +20,8 @@ from numpy.typing import NDArray
 from torch_qsgd.carleman.polynomial import Coefficient, PolynomialMap
 
 Array = NDArray[np.float64]
+#: Numbers in a tensor that products work on at a time: 32 MiB, where one column is not larger.
+CHUNK = 2**22
 #: Tensors of the mode products, by the number of input modes that are left.
 Partial = dict[int, Array]
 
@@ -33,43 +34,70 @@ def block_size(n: int, j: int, basis: str) -> int:
     return math.comb(n + j - 1, j) if basis == "monomial" else n**j
 
 
-@cache
-def _monomials(n: int, degree: int) -> dict[tuple[int, ...], int]:
-    """Positions of the sorted index tuples, each a monomial."""
-    words = itertools.combinations_with_replacement(range(n), degree)
-    return {word: position for position, word in enumerate(words)}
+@lru_cache(maxsize=64)
+def monomials(n: int, degree: int) -> tuple[NDArray[np.int64], Array]:
+    """The monomials of a degree: their sorted letters, and how many words each stands for.
+
+    Returns:
+        Words, of shape (C(n+j−1, j), j), in lexicographic order; multinomial coefficients.
+    """
+    count = block_size(n, degree, "monomial")
+    letters = itertools.chain.from_iterable(
+        itertools.combinations_with_replacement(range(n), degree)
+    )
+    words = np.fromiter(letters, np.int64, count * degree).reshape(count, degree)
+    # j! divided, letter by letter, by how often each has come up so far.
+    repeats = np.ones(words.shape)
+    for i in range(1, degree):
+        repeats[:, i] = 1 + (words[:, :i] == words[:, i : i + 1]).sum(1)
+    return words, math.factorial(degree) / repeats.prod(1)
 
 
-def _multiplicity(word: tuple[int, ...]) -> int:
-    """Number of words with the same letters."""
-    return math.factorial(len(word)) // math.prod(map(math.factorial, Counter(word).values()))
+def _positions(words: NDArray[np.int64], n: int, degree: int) -> NDArray[np.int64]:
+    """Where sorted words stand among the monomials."""
+    places = n ** np.arange(degree - 1, -1, -1) if degree else np.zeros(0, np.int64)
+    return np.searchsorted(monomials(n, degree)[0] @ places, words @ places)
 
 
-@cache
+@lru_cache(maxsize=16)
 def symmetric_isometry(n: int, degree: int) -> sparse.csr_array:
-    """S of shape (n^j, C(n+j−1, j)) with SᵀS = I, whose range are the symmetric tensors."""
-    columns = _monomials(n, degree)
-    words = itertools.product(range(n), repeat=degree)
-    sorted_words = [tuple(sorted(word)) for word in words]
-    column = [columns[word] for word in sorted_words]
-    value = [1 / math.sqrt(_multiplicity(word)) for word in sorted_words]
-    shape = (n**degree, len(columns))
+    """S of shape (n^j, C(n+j−1, j)) with SᵀS = I, whose range are the symmetric tensors.
+
+    Cost: j n^j integers.
+    """
+    words = np.stack(np.unravel_index(np.arange(n**degree), (n,) * degree), axis=1)
+    words.sort(axis=1)
+    column = _positions(words, n, degree)
+    multiplicity = monomials(n, degree)[1]
+    shape = (n**degree, len(multiplicity))
+    value = 1 / np.sqrt(multiplicity[column])
     return sparse.csr_array((value, (np.arange(n**degree), column)), shape=shape)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _merge(n: int, a: int, b: int) -> sparse.csr_array:
     """Multiplication of monomials, S_{a+b}ᵀ (S_a ⊗ S_b), without the full tensors."""
-    target = _monomials(n, a + b)
-    rows, values = [], []
-    for left in _monomials(n, a):
-        for right in _monomials(n, b):
-            both = tuple(sorted(left + right))
-            rows.append(target[both])
-            ratio = _multiplicity(left) * _multiplicity(right) / _multiplicity(both)
-            values.append(math.sqrt(ratio))
-    shape = (len(target), len(rows))
+    (left, left_count), (right, right_count) = monomials(n, a), monomials(n, b)
+    words = np.concatenate(
+        [np.repeat(left, len(right), axis=0), np.tile(right, (len(left), 1))], axis=1
+    )
+    words.sort(axis=1)
+    rows = _positions(words, n, a + b)
+    count = monomials(n, a + b)[1]
+    values = np.sqrt(np.outer(left_count, right_count).ravel() / count[rows])
+    shape = (len(count), len(rows))
     return sparse.csr_array((values, (rows, np.arange(len(rows)))), shape=shape)
+
+
+def block_powers(z: Array, order: int, basis: str) -> Array:
+    """(z, z⊗z, …) to order N, in the basis: shape (D,)."""
+    if basis == "monomial":
+        pairs = (monomials(z.size, j) for j in range(1, order + 1))
+        return np.concatenate([np.sqrt(count) * z[words].prod(1) for words, count in pairs])
+    powers = [z]
+    for _ in range(order - 1):
+        powers.append(np.multiply.outer(powers[-1], z).ravel())
+    return np.concatenate(powers)
 
 
 # ---- The matrix --------------------------------------------------------------------------------
@@ -179,7 +207,8 @@ class StepOperator:
     All orders of η are two passes, for a polynomial map is one without constant term followed by
     a translation, and so are their Carleman matrices, also truncated:
     :math:`A = \mathrm{shift}(G_0) \cdot \mathrm{lift}(G_1, G_2, …)`. No intermediate tensor is
-    larger than the largest block.
+    larger than the largest block of the Kronecker basis, n^N, in which it works, also for the
+    monomial one; columns go through it a few at a time.
 
     Args:
         step, order, eta_orders, basis: as in :func:`step_matrix`.
@@ -192,9 +221,10 @@ class StepOperator:
     ) -> None:
         self._n, self._order, self._basis = step.dimension, order, basis
         factors = _factors(step, "kronecker")
-        dense = {q: f if q > 1 and f.nnz < 0.1 * math.prod(f.shape) else f.toarray()
-                 for q, f in factors.items()}  # fmt: skip
-        identity = np.eye(self._n)
+        dense = {
+            q: f if f.nnz < 0.1 * math.prod(f.shape) else f.toarray() for q, f in factors.items()
+        }
+        identity = np.eye(self._n) if self._n <= 256 else sparse.eye_array(self._n, format="csr")
         self._passes: list[dict[int, Coefficient]]
         self._first = eta_orders == "first"
         if self._first:
@@ -219,10 +249,23 @@ class StepOperator:
 
     def apply(self, y: Array) -> Array:
         """A y, of shape (D, B), for y of shape (D, B)."""
+        return self._by_columns(self._apply, y)
+
+    def _apply(self, y: Array) -> Array:
         return self._leave(self._forward([np.zeros((1, y.shape[1])), *self._enter(y)]))
 
     def apply_transposed(self, y: Array) -> Array:
         """Aᵀ y, of shape (D, B), for y of shape (D, B)."""
+        return self._by_columns(self._apply_transposed, y)
+
+    def _by_columns(self, product: Callable[[Array], Array], y: Array) -> Array:
+        width = max(1, CHUNK // self._n**self._order)
+        if y.shape[1] <= width:
+            return product(y)
+        parts = [product(y[:, i : i + width]) for i in range(0, y.shape[1], width)]
+        return np.concatenate(parts, axis=1)
+
+    def _apply_transposed(self, y: Array) -> Array:
         blocks = [np.zeros((1, y.shape[1])), *self._enter(y)]
         if self._first:
             blocks = _add(blocks, self._single_transposed(blocks))

@@ -14,13 +14,14 @@ from scipy.sparse.linalg import LinearOperator
 
 from torch_qsgd.carleman.blocks import (
     StepOperator,
+    block_powers,
     block_size,
     nonzeros,
     step_matrix,
-    symmetric_isometry,
 )
 from torch_qsgd.carleman.bounds import best_rescaling
 from torch_qsgd.carleman.polynomial import PolynomialMap
+from torch_qsgd.checks import require_integer, require_number, require_one_of
 from torch_qsgd.errors import SizeError
 from torch_qsgd.linear_system import LinearSystem, Vector
 
@@ -41,12 +42,14 @@ class SystemSize:
         step: D, unknowns of one time step.
         unknowns: (T + 1 + p) D.
         vector_bytes: of one vector of unknowns, in float64.
+        product_bytes: of what a matrix-free product works on, beside its vectors, about.
         matrix_bytes: of ℒ as a sparse matrix, an upper bound.
     """
 
     step: int
     unknowns: int
     vector_bytes: int
+    product_bytes: int
     matrix_bytes: int
 
 
@@ -111,15 +114,23 @@ class CarlemanSystem(LinearSystem):
         rescaling: float | str = 1.0,
         limit: int = LIMIT,
     ) -> None:
-        self.maps = [maps] * steps if isinstance(maps, PolynomialMap) else list(maps)
-        self.steps, self.order, self.idle = steps, order, idle
-        self.closure, self.eta_orders, self.basis, self.limit = closure, eta_orders, basis, limit
-        self._check()
-        self.dimension = self.maps[0].dimension
-        self.footprint = system_size(
-            self.maps[0], steps, order, idle=idle, closure=closure, basis=basis
+        first = maps if isinstance(maps, PolynomialMap) else next(iter(maps), None)
+        if not isinstance(first, PolynomialMap):
+            raise ValueError(f"maps must be a PolynomialMap, or a sequence of them, got {maps!r}")
+        require_one_of("eta_orders", eta_orders, ETA_ORDERS)
+        require_integer("limit", limit, 1)
+        self.footprint = system_size(first, steps, order, idle=idle, closure=closure, basis=basis)
+        _guard(
+            max(self.footprint.vector_bytes, self.footprint.product_bytes),
+            limit,
+            self.footprint,
+            "Krylov representation in fewer dimensions, the jet representation, a lower order",
         )
-        _guard(self.footprint.vector_bytes, limit, self.footprint, "Krylov or jet representation")
+        self.maps = [maps] * steps if isinstance(maps, PolynomialMap) else list(maps)
+        self.steps, self.order, self.idle = int(steps), int(order), int(idle)
+        self.closure, self.eta_orders, self.basis, self.limit = closure, eta_orders, basis, limit
+        self._check_maps()
+        self.dimension = first.dimension
         self.start = np.zeros(self.dimension) if start is None else np.asarray(start, dtype=float)
         if self.start.shape != (self.dimension,) or not np.isfinite(self.start).all():
             raise ValueError(f"start must hold {self.dimension} finite numbers, got {start!r}")
@@ -130,21 +141,7 @@ class CarlemanSystem(LinearSystem):
         )
         super().__init__(self._products(), self._right_hand_side())
 
-    def _check(self) -> None:
-        for name, value, least in (
-            ("steps", self.steps, 1),
-            ("order", self.order, 1),
-            ("idle", self.idle, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-        for name, given, allowed in (
-            ("closure", self.closure, CLOSURES),
-            ("eta_orders", self.eta_orders, ETA_ORDERS),
-            ("basis", self.basis, BASES),
-        ):
-            if given not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {given!r}")
+    def _check_maps(self) -> None:
         if len(self.maps) != self.steps:
             raise ValueError(
                 f"give one map, or one for each of the {self.steps} steps: got {len(self.maps)}"
@@ -153,11 +150,9 @@ class CarlemanSystem(LinearSystem):
             raise ValueError("all maps must have the same dimension")
 
     def _choose_rescaling(self, rescaling: float | str) -> float:
-        if rescaling == "auto":
+        if isinstance(rescaling, str) and rescaling == "auto":
             return best_rescaling(self.maps, self.steps, self.order, start=self.start)
-        if isinstance(rescaling, str) or not (np.isfinite(rescaling) and rescaling > 0):
-            raise ValueError(f"rescaling must be a positive number or 'auto', got {rescaling!r}")
-        return float(rescaling)
+        return require_number("rescaling", rescaling, 0, otherwise=", or 'auto'")
 
     def _lifted(self) -> list[PolynomialMap]:
         """The map of each step, rescaled, of z where homogeneous."""
@@ -192,14 +187,7 @@ class CarlemanSystem(LinearSystem):
         z = u / self.rescaling
         if self.closure == "homogeneous":
             z = np.concatenate([[1.0], z])
-        powers = [z]
-        for _ in range(self.order - 1):
-            powers.append(np.multiply.outer(powers[-1], z).ravel())
-        if self.basis == "monomial":
-            powers = [
-                symmetric_isometry(z.size, j).T @ power for j, power in enumerate(powers, start=1)
-            ]
-        return np.concatenate(powers)
+        return block_powers(z, self.order, self.basis)
 
     def _products(self) -> LinearOperator:
         rows = (self.steps + 1 + self.idle, self.step_size)
@@ -249,14 +237,13 @@ class CarlemanSystem(LinearSystem):
 
     @cached_property
     def _sparse_matrix(self) -> sparse.csr_array:
-        identity = sparse.csr_array(sparse.eye_array(self.step_size))
-        count = self.steps + 1 + self.idle
-        below = [*self.step_matrices, *[identity] * self.idle]
-        blocks = [
-            [identity if s == t else -below[s] if s == t - 1 else None for s in range(count)]
-            for t in range(count)
-        ]
-        return sparse.csr_array(sparse.block_array(blocks, format="csr"))
+        idle = [sparse.eye_array(self.step_size)] * self.idle
+        below = sparse.block_diag([*self.step_matrices, *idle], format="coo")
+        row, column = below.coords
+        shifted = sparse.coo_array(
+            (-below.data, (row + self.step_size, column)), shape=(self.size, self.size)
+        )
+        return sparse.csr_array(sparse.eye_array(self.size) + shifted)
 
     @property
     def matrix(self) -> sparse.csr_array:
@@ -333,6 +320,10 @@ def system_size(
         >>> system_size(step, steps=10, order=3, closure="standard").unknowns  # 11 (4 + 16 + 64)
         924
     """
+    for name, value, least in (("steps", steps, 1), ("order", order, 1), ("idle", idle, 0)):
+        require_integer(name, value, least)
+    require_one_of("closure", closure, CLOSURES)
+    require_one_of("basis", basis, BASES)
     homogeneous = closure == "homogeneous"
     n, counts = step.dimension, step.nonzeros
     if homogeneous:  # z = (1, u), with G_0 and the constant in the linear factor
@@ -341,11 +332,14 @@ def system_size(
     size = sum(block_size(n, j, basis) for j in range(1, order + 1))
     entries = nonzeros(counts, n, order, basis)
     unknowns = (steps + 1 + idle) * size
+    widest = 8 * n**order * (3 if basis == "kronecker" else 2 * order + 6)
     return SystemSize(
         step=size,
         unknowns=unknowns,
         vector_bytes=8 * unknowns,
-        matrix_bytes=12 * (unknowns + idle * size + steps * entries),
+        product_bytes=widest,
+        # A number and its column, which may take eight bytes; and where each row begins.
+        matrix_bytes=16 * (unknowns + idle * size + steps * entries) + 8 * (unknowns + 1),
     )
 
 

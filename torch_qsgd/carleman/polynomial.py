@@ -15,6 +15,7 @@ from scipy.sparse.linalg import svds
 from torch import Tensor
 
 from torch_qsgd.carleman.bases import UnitBasis, add_decay
+from torch_qsgd.checks import require_number
 from torch_qsgd.derivatives import higher_derivatives, projected_derivatives
 
 Array = NDArray[np.float64]
@@ -45,10 +46,11 @@ class PolynomialMap:
     """
 
     def __init__(self, *coefficients: Any) -> None:
-        sizes = {int(c.shape[0]) for c in map(_as_array, coefficients) if c is not None}
-        if len(sizes) != 1:
+        arrays = [_as_array(c) for c in coefficients]
+        sizes = {int(c.shape[0]) if c.ndim else 0 for c in arrays if c is not None}
+        if len(sizes) != 1 or 0 in sizes:
             raise ValueError(
-                f"G_0, G_1, … must all have n rows: got {sorted(sizes) or 'no coefficient'}"
+                f"G_0, G_1, … must all have n ≥ 1 rows: got {sorted(sizes) or 'no coefficient'}"
             )
         self.dimension = n = sizes.pop()
         while len(coefficients) > 1 and coefficients[-1] is None:
@@ -143,9 +145,10 @@ class PolynomialMap:
             raise ValueError(f"u must have shape ({self.dimension},), got {value.shape}")
         total = np.zeros(self.dimension)
         power = np.ones(1)
-        for c in self.coefficients:
-            total += c @ power if c.ndim > 1 else c
-            power = np.multiply.outer(value, power).ravel()
+        for q, c in enumerate(self.coefficients):
+            total += c @ power if q else c
+            if q < self.degree:
+                power = np.multiply.outer(value, power).ravel()
         return total
 
     def taylor(self, jets: Array) -> Array:
@@ -165,6 +168,8 @@ class PolynomialMap:
         for q, c in enumerate(self.coefficients):
             for k in range(order + 1):
                 total[k] += c @ powers[k] if q else (c if k == 0 else 0.0)
+            if q == self.degree:
+                break
             length = self.dimension ** (q + 1)
             powers = [
                 sum(
@@ -179,13 +184,20 @@ class PolynomialMap:
         return total
 
     def rescaled(self, gamma: float) -> PolynomialMap:
-        r"""The same map for :math:`u/\gamma`: :math:`G_q \to \gamma^{q-1} G_q`."""
-        return PolynomialMap(*(c * gamma ** (q - 1) for q, c in enumerate(self.coefficients)))
+        r"""The same map for :math:`u/\gamma`: :math:`G_q \to \gamma^{q-1} G_q`, γ above 0."""
+        require_number("gamma", gamma, 0)
+        try:
+            powers = [float(gamma) ** (q - 1) for q in range(self.degree + 1)]
+        except OverflowError:
+            raise ValueError(f"gamma={gamma!r} leaves the range of float64") from None
+        return PolynomialMap(
+            *(c * power for c, power in zip(self.coefficients, powers, strict=True))
+        )
 
     def homogeneous(self) -> PolynomialMap:
         r"""The map of z = (1, u): :math:`P_1 = [[1, 0], [G_0, G_1]]`, :math:`P_q` embeds G_q."""
         n = self.dimension
-        embedding = sparse.csr_array(np.eye(n + 1)[:, 1:])  # u ↦ (0, u)
+        embedding = sparse.csr_array(sparse.eye_array(n + 1, n, k=-1))  # u ↦ (0, u)
         factors: list[Any] = [np.zeros(n + 1)]
         columns = embedding
         for q in range(1, max(self.degree, 1) + 1):
@@ -193,10 +205,11 @@ class PolynomialMap:
                 columns = sparse.csr_array(sparse.kron(columns, embedding, format="csr"))
             known = self.coefficients[q] if q <= self.degree else sparse.csr_array((n, n**q))
             factors.append(sparse.csr_array(embedding @ sparse.csr_array(known) @ columns.T))
-        constant = np.zeros((n + 1, n + 1))
-        constant[0, 0] = 1.0
-        constant[1:, 0] = self.coefficients[0]
-        factors[1] = sparse.csr_array(factors[1] + sparse.csr_array(constant))
+        column = np.concatenate([[1.0], self.coefficients[0]])
+        constant = sparse.csr_array((column, (np.arange(n + 1), np.zeros(n + 1, np.int64))),
+                                    shape=(n + 1, n + 1))  # fmt: skip
+        constant.eliminate_zeros()
+        factors[1] = sparse.csr_array(factors[1] + constant)
         return PolynomialMap(*factors)
 
 
@@ -231,7 +244,9 @@ def _checked(value: Any, q: int, n: int) -> Coefficient:
     if not np.isfinite(np.asarray(data, dtype=np.float64)).all():
         raise ValueError(f"G_{q} holds NaN or infinity")
     if sparse.issparse(array) and q > 0:
-        return sparse.csr_array(array, dtype=np.float64)
+        thinned = sparse.csr_array(array, dtype=np.float64, copy=True)
+        thinned.eliminate_zeros()
+        return thinned
     dense = array.toarray() if sparse.issparse(array) else np.asarray(array, dtype=np.float64)
     return dense.reshape((n,) if q == 0 else (n, n**q))
 
