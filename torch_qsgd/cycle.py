@@ -199,7 +199,6 @@ class Cycle(WindowState):
 
     # ---- Download ----------------------------------------------------------------------------
 
-    @torch.no_grad()
     def download(self) -> WindowRecord:
         """End the open window now: weights := θ* + u on the active coordinates.
 
@@ -219,6 +218,7 @@ class Cycle(WindowState):
             raise RuntimeError(f"no window is open (phase {self.phase!r}): nothing to download")
         return self._download("requested")
 
+    @torch.no_grad()
     def _download(self, reason: str) -> WindowRecord:
         cycle = self._cycle
         outcome = self.representation.download(self)
