@@ -4,7 +4,7 @@ A small residual network on real images of digits takes seven steps of gradient 
 as one linear system in a three-dimensional Krylov space. Each solver solves it; the last one runs
 gate by gate on Qiskit Aer. Then the optimizer does the same by itself, with tomography.
 
-    python examples/hhl_window.py                   about a minute; needs torch_qsgd[quantum]
+    python examples/hhl_window.py                   a quarter of a minute; needs torch_qsgd[quantum]
     python examples/hhl_window.py --output DIR      where the picture goes
 """
 
@@ -39,11 +39,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73")
 
 SOLVERS: dict[str, Solver] = {
     "exact": Exact(),
-    "hhl, 8 clock qubits": HHL(clock_qubits=8),
-    "hhl, 12 clock qubits": HHL(clock_qubits=12),
+    "hhl, t = 8": HHL(clock_qubits=8),
+    "hhl, t = 12": HHL(clock_qubits=12),
     "qsvt, ε = 1e-2": QSVT(epsilon=1e-2),
     "qsvt, ε = 1e-6": QSVT(epsilon=1e-6),
-    "circuit hhl, 8 clock qubits": Circuit("hhl", clock_qubits=8),
+    "circuit hhl, t = 8": Circuit("hhl", clock_qubits=8),
     "circuit qsvt, ε = 1e-2": Circuit("qsvt", epsilon=1e-2),
     "circuit hhl, 10⁶ shots": Circuit("hhl", clock_qubits=8, shots=10**6),
 }
@@ -69,7 +69,8 @@ def network_and_batch() -> tuple[nn.Module, Tensor, Tensor]:
 def solved(system: CarlemanSystem) -> Table:
     """A row a solver."""
     table = Table(
-        title=f"{system.size} unknowns, κ = {system.condition_number:.1f}", title_justify="left"
+        title=f"{system.size} unknowns, κ = {system.condition_number:.1f}; t clock qubits",
+        title_justify="left",
     )
     table.add_column("solver", no_wrap=True)
     for name in ("error of Y", "error of u", "success", "queries", "seconds"):

@@ -110,5 +110,5 @@ def test_the_example_runs(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
-    assert "circuit hhl, 8 clock qubits" in done.stdout
+    assert "circuit hhl, t = 8" in done.stdout
     assert (tmp_path / "hhl_window.png").stat().st_size > 10_000
