@@ -4,10 +4,10 @@ from torch_qsgd.carleman.bounds import (
     Certificate,
     NoCertificate,
     certificate,
-    condition_bound,
     homogeneous_bound,
     required_order,
 )
+from torch_qsgd.carleman.conditioning import condition_bound
 from torch_qsgd.carleman.explicit import CarlemanSystem, SystemSize, system_size
 from torch_qsgd.carleman.krylov import KrylovWindow, krylov_window
 from torch_qsgd.carleman.polynomial import PolynomialMap, trajectory
