@@ -6,6 +6,8 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 
 def require_integer(name: str, given: Any, least: int, most: float = math.inf) -> int:
     """Return an integer (Python's or NumPy's) from ``least`` to ``most``.
@@ -42,15 +44,34 @@ def require_number(
         0.5
     """
     real = isinstance(given, Real) and not isinstance(given, bool)
-    if not real or not math.isfinite(given) or not above < given < below:
+    try:
+        value = float(given) if real else math.nan
+    except OverflowError:  # an integer beyond all floats
+        value = math.inf
+    if not math.isfinite(value) or not above < value < below:
         upper = "" if math.isinf(below) else f" and below {below:g}"
         raise ValueError(
             f"{name} must be a number above {above:g}{upper}{otherwise}, got {given!r}"
         )
-    return float(given)
+    return value
 
 
 def require_one_of(name: str, given: Any, allowed: tuple[str, ...]) -> None:
     """Raise ``ValueError`` for a name that is not allowed."""
     if not isinstance(given, str) or given not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {given!r}")
+
+
+def require_flag(name: str, given: Any) -> bool:
+    """Return a bool, Python's or NumPy's.
+
+    Raises:
+        ValueError: for anything else; numbers are no flags.
+
+    Example:
+        >>> require_flag("guard_band", True)
+        True
+    """
+    if not isinstance(given, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {given!r}")
+    return bool(given)

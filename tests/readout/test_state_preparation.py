@@ -240,8 +240,8 @@ def test_a_sparse_vector_of_an_immense_space() -> None:
         ([], [], 2, "no entries"),
         ([0, 1], [1.0], 2, "shape"),
         ([[0, 1]], [[1.0, 1.0]], 2, "shape"),
-        ([0], [1.0], 0, "one qubit"),
-        ([0], [1.0], 63, "62 bits"),
+        ([0], [1.0], 0, "qubits must be an integer of at least 1"),
+        ([0], [1.0], 63, "at most 62"),
     ],
 )
 def test_what_no_state_holds_is_refused(
@@ -262,7 +262,7 @@ def test_other_refusals() -> None:
         counted_cost(np.arange(2**14 + 1), 20)
     with pytest.raises(ValueError, match="between 1 and 2"):
         preparation_cost(5, 2)
-    with pytest.raises(ValueError, match="between 1 and 2"):
+    with pytest.raises(ValueError, match="integer of at least 1"):
         preparation_cost(0, 2)
     with pytest.raises(ValueError, match="one row or one column"):
         nonzero_entries(sparse.eye_array(3))

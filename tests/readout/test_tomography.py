@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import poisson
 from torch import Tensor
 
 from tests.cases import randn
@@ -94,6 +95,40 @@ def test_signs_are_right_with_copies_enough() -> None:
     assert (few.sign() != vector.sign()).any()
     told = few != 0
     assert (few.sign() == vector.sign())[told].double().mean() > 0.9
+
+
+@pytest.mark.parametrize("copies_each", [0.5, 1, 4])
+def test_signs_are_told_as_often_as_two_counts_tell_them(copies_each: float) -> None:
+    r"""Of λ copies a coordinate, n tell the magnitude √(n/λ) times the true one. The counts of the
+    interference are then Poisson, of means (√λ ± √n)²/4: the truth is not looked at twice.
+    """
+    size = 20_000
+    vector = flat(size)
+    right = wrong = untold = 0
+    for k in range(4):
+        read = Tomography(copies=int(copies_each * size)).measure(vector, seed(k)).estimate
+        right += int((read * vector > 0).sum())
+        wrong += int((read * vector < 0).sum())
+        untold += int((read == 0).sum())
+
+    n, count = np.arange(60)[:, None], np.arange(80)
+    share = poisson.pmf(n[:, 0], copies_each)
+    root = math.sqrt(copies_each)
+    agree = poisson.pmf(count, (root + np.sqrt(n)) ** 2 / 4)
+    differ = poisson.pmf(count, (root - np.sqrt(n)) ** 2 / 4)
+    below = np.cumsum(differ, axis=1) - differ
+    expected_right = float(share[1:] @ (agree * below).sum(axis=1)[1:])
+    expected_wrong = float(
+        share[1:] @ (differ * (np.cumsum(agree, axis=1) - agree)).sum(axis=1)[1:]
+    )
+    total = 4 * size
+    for found, expected in ((right, expected_right), (wrong, expected_wrong)):
+        assert abs(found / total - expected) < 5 * math.sqrt(expected / total)
+    assert untold == total - right - wrong
+    # Each part is there to be missed: signs from the truth make none wrong, and so do true
+    # magnitudes as reference, which never leave a count on the wrong side.
+    assert wrong > 50
+    assert untold / total > math.exp(-copies_each) * 1.1
 
 
 def test_a_sign_that_is_not_told_is_not_guessed() -> None:
@@ -268,9 +303,9 @@ def test_copies_expected_and_guaranteed() -> None:
         ({"copies": 0}, "copies must lie"),
         ({"copies": -3}, "copies must lie"),
         ({"copies": 2**63}, "copies must lie"),
-        ({"precision": 0.0}, "between 0 and 1"),
-        ({"precision": 1.0}, "between 0 and 1"),
-        ({"precision": math.nan}, "between 0 and 1"),
+        ({"precision": 0.0}, "above 0 and below 1"),
+        ({"precision": 1.0}, "above 0 and below 1"),
+        ({"precision": math.nan}, "above 0 and below 1"),
         ({"copies": 10, "signs": "guess"}, "signs"),
     ],
 )
@@ -280,7 +315,7 @@ def test_settings_that_make_no_sense(arguments: dict[str, Any], message: str) ->
 
 
 def test_copies_are_whole() -> None:
-    with pytest.raises(TypeError, match="integer"):
+    with pytest.raises(ValueError, match="integer"):
         Tomography(copies=10.5)  # type: ignore[arg-type]
     assert Tomography(copies=np.int64(10)).measure(randn(3)).copies == 20  # type: ignore[arg-type]
 

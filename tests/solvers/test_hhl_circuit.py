@@ -60,6 +60,7 @@ def test_padded_circuit_equals_emulator(size: int, symmetric: bool, qubits: int)
 @pytest.mark.parametrize(
     "solver", [HHL(4, guard_band=False), HHL(5, kappa=20.0), HHL(5, "uniform", kappa=2.0), HHL(1)]
 )
+@pytest.mark.filterwarnings("ignore::torch_qsgd.solvers.ConditionWarning")
 def test_options_mean_the_same_to_circuit_and_emulator(solver: HHL) -> None:
     check_agreement(system_with(signed(4, 5.0), symmetric=True), solver, 2)
 

@@ -162,18 +162,18 @@ def test_frozen() -> None:
 
 @pytest.mark.parametrize("kappa", [1, 0.5, -3, math.inf, math.nan])
 def test_bad_kappa(kappa: float) -> None:
-    with pytest.raises(ValueError, match="kappa must be finite and greater than 1"):
+    with pytest.raises(ValueError, match="kappa must be a number above 1"):
         inverse_polynomial("relative", kappa, 1e-3)
 
 
 @pytest.mark.parametrize("epsilon", [0, 1, -0.1, 2, math.nan])
 def test_bad_epsilon(epsilon: float) -> None:
-    with pytest.raises(ValueError, match="epsilon must lie strictly between 0 and 1"):
+    with pytest.raises(ValueError, match="epsilon must be a number above 0 and below 1"):
         inverse_polynomial("absolute", 10, epsilon)
 
 
 def test_unknown_kind_names_the_known() -> None:
-    with pytest.raises(ValueError, match="known: absolute, cks, relative"):
+    with pytest.raises(ValueError, match="one of absolute, cks, relative"):
         inverse_polynomial("remez", 10, 1e-3)
 
 

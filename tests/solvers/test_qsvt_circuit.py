@@ -9,10 +9,11 @@ import scipy.sparse as sparse
 from tests.solvers.test_qsvt import random_system
 from torch_qsgd.errors import SizeError
 from torch_qsgd.linear_system import LinearSystem
-from torch_qsgd.solvers.qsvt import QSVT, ConditionWarning
+from torch_qsgd.solvers.qsvt import QSVT
 
 pytest.importorskip("qiskit_aer")
 
+from torch_qsgd.solvers import ConditionWarning
 from torch_qsgd.solvers.circuit_program import amplitudes
 from torch_qsgd.solvers.qsvt_circuit import qsvt_program
 

@@ -23,6 +23,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 
+from torch_qsgd.checks import require_flag, require_integer, require_number
+from torch_qsgd.linear_system import real_array
+
 Array = NDArray[np.float64]
 
 #: γ is sought within this factor of the final displacement's length, up and down.
@@ -71,7 +74,9 @@ def block_norms(
         :math:`\|y_1\|^2 … \|y_N\|^2`, of shape (…, N).
 
     Raises:
-        ValueError: for a shape that does not fit, NaN or infinity, N < 1 or γ ≤ 0.
+        ValueError: for a shape that does not fit, NaN or infinity, an N or γ out of its range, or
+            norms that overflow.
+        TypeError: for a Gram matrix that does not hold real numbers.
 
     Cost: N⁵ operations a Gram matrix.
 
@@ -82,11 +87,21 @@ def block_norms(
         array([5.])
     """
     grams = _checked(gram)
-    if not 1 <= order <= grams.shape[-1]:
-        raise ValueError(f"order must lie in 1 … {grams.shape[-1]}, got {order}")
-    if not (np.isfinite(rescaling) and rescaling > 0):
-        raise ValueError(f"rescaling must be positive, got {rescaling}")
-    inner = grams[..., :order, :order] / rescaling**2
+    require_flag("constant", constant)
+    order = require_integer("order", order, 1, grams.shape[-1])
+    rescaling = require_number("rescaling", rescaling, 0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = _norms(grams[..., :order, :order] / rescaling / rescaling, constant)
+    if not np.isfinite(norms).all():
+        raise ValueError(
+            f"the blocks' norms overflow at rescaling={rescaling:g}: choose one nearer to the "
+            "length of the displacement"
+        )
+    return norms
+
+
+def _norms(inner: Array, constant: bool) -> Array:
+    order = inner.shape[-1]
     if constant:
         inner = inner.copy()
         inner[..., 0, 0] += 1.0
@@ -124,8 +139,10 @@ def post_selection(
         idle: p, the steps after the window that hold its last state.
 
     Raises:
-        ValueError: for a shape that does not fit, NaN or infinity, γ ≤ 0, p < 0; for a final
-            displacement of zero, of which there is nothing to read.
+        ValueError: for a shape that does not fit, NaN or infinity, a γ or p out of its range, or
+            norms that overflow; for a final displacement of zero, of which there is nothing to
+            read.
+        TypeError: for Gram matrices that do not hold real numbers.
 
     Cost: T·N⁵ operations, about 100 times over where γ is to be found.
 
@@ -139,8 +156,9 @@ def post_selection(
     matrices = _checked(grams)
     if matrices.ndim != 3 or len(matrices) < 2:
         raise ValueError(f"grams must have shape (T+1, N, N) with T ≥ 1, got {matrices.shape}")
-    if idle < 0:
-        raise ValueError(f"idle must not be negative, got {idle}")
+    idle = require_integer("idle", idle, 0)
+    if rescaling is not None:
+        rescaling = require_number("rescaling", rescaling, 0, otherwise=", or None for the best")
     displacement = float(matrices[-1].sum())
     if not displacement > 0:
         raise ValueError("the final displacement is zero: there is nothing to read")
@@ -155,7 +173,7 @@ def _odds(grams: Array, rescaling: float, idle: int, displacement: float) -> Pos
     total = float(lengths[:-1].sum()) + last
     return PostSelection(
         final=last / total,
-        level_one=displacement / rescaling**2 / float(lengths[-1]),
+        level_one=displacement / rescaling / rescaling / float(lengths[-1]),
         constant=1.0 / float(lengths[-1]),
         norm=float(np.sqrt(total)),
         rescaling=rescaling,
@@ -179,9 +197,7 @@ def _best_rescaling(grams: Array, idle: int, displacement: float) -> float:
 
 
 def _checked(grams: ArrayLike) -> Array:
-    matrices = np.asarray(grams, dtype=np.float64)
+    matrices = real_array("a Gram matrix", grams)
     if matrices.ndim < 2 or matrices.shape[-1] != matrices.shape[-2] or matrices.size == 0:
         raise ValueError(f"a Gram matrix must be square, got shape {matrices.shape}")
-    if not np.isfinite(matrices).all():
-        raise ValueError("a Gram matrix holds NaN or infinity")
     return matrices

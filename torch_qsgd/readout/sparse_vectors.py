@@ -10,6 +10,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from torch_qsgd.checks import require_integer
+from torch_qsgd.linear_system import real_array
+
 #: Basis strings are kept in 64-bit integers, with room for a sign.
 MOST_QUBITS = 62
 
@@ -30,7 +33,7 @@ def nonzero_entries(vector: Any) -> tuple[Strings, NDArray[np.float64], int]:
     Raises:
         ValueError: for a sparse matrix with more than one row and column, a zero vector, NaN or
             infinity.
-        TypeError: for complex entries.
+        TypeError: for complex entries, or what are no numbers.
 
     Example:
         >>> nonzero_entries(np.array([0.0, 0.0, 3.0, 0.0, -1.0]))
@@ -39,8 +42,11 @@ def nonzero_entries(vector: Any) -> tuple[Strings, NDArray[np.float64], int]:
     indices: Any
     values: Any
     if isinstance(vector, Tensor):
-        coalesced: Any = vector.detach().cpu().to_sparse().coalesce()
-        indices = np.ravel_multi_index(tuple(coalesced.indices().numpy()), tuple(vector.shape))
+        detached = vector.detach().cpu()
+        if detached.layout == torch.strided:
+            detached = detached.reshape(-1)
+        coalesced: Any = detached.to_sparse().coalesce()
+        indices = np.ravel_multi_index(tuple(coalesced.indices().numpy()), tuple(detached.shape))
         values = coalesced.values()
         values = values.to(torch.promote_types(values.dtype, torch.float64)).numpy()
         size = vector.numel()
@@ -52,25 +58,18 @@ def nonzero_entries(vector: Any) -> tuple[Strings, NDArray[np.float64], int]:
         axis = int(np.argmax(entries.shape))
         indices, values, size = entries.coords[axis], entries.data, int(entries.shape[axis])
     else:
-        indices = np.flatnonzero(vector)
-        values, size = np.ravel(vector)[indices], np.size(vector)
+        dense = real_array("the vector", vector).ravel()
+        indices = np.flatnonzero(dense)
+        values, size = dense[indices], dense.size
     qubits = max(1, (size - 1).bit_length())
     strings, amplitudes = checked_entries(indices, values, qubits)
     order = np.argsort(strings)
     return strings[order], amplitudes[order], qubits
 
 
-def check_qubits(qubits: int) -> None:
-    """Refuse a register without qubits."""
-    if qubits < 1:
-        raise ValueError(f"a state needs one qubit at least, got {qubits}")
-
-
 def checked_indices(indices: ArrayLike, qubits: int) -> Strings:
     """A copy of the indices, of shape (k,), int64."""
-    check_qubits(qubits)
-    if qubits > MOST_QUBITS:
-        raise ValueError(f"indices have {MOST_QUBITS} bits at most, got {qubits} qubits")
+    qubits = require_integer("qubits", qubits, 1, MOST_QUBITS)
     given = np.asarray(indices)
     if given.ndim != 1 or given.size == 0:
         raise ValueError(f"indices must be a list of one integer or more, got shape {given.shape}")
@@ -91,12 +90,7 @@ def checked_entries(
     indices: ArrayLike, values: ArrayLike, qubits: int
 ) -> tuple[Strings, NDArray[np.float64]]:
     """Copies of indices and values, without zeros."""
-    amplitudes = np.asarray(values)
-    if np.iscomplexobj(amplitudes):
-        raise TypeError(f"values must be real, got {amplitudes.dtype}")
-    amplitudes = amplitudes.astype(np.float64)
-    if not np.isfinite(amplitudes).all():
-        raise ValueError("values hold NaN or infinity")
+    amplitudes = real_array("the vector of values", values).copy()
     if not amplitudes.any():
         raise ValueError("the vector is zero, or has no entries: no quantum state holds it")
     strings = checked_indices(indices, qubits)

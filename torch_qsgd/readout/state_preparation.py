@@ -31,10 +31,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from torch_qsgd.checks import require_integer
 from torch_qsgd.errors import SizeError
 from torch_qsgd.readout.sparse_vectors import (
     Strings,
-    check_qubits,
     checked_entries,
     checked_indices,
 )
@@ -89,7 +89,7 @@ def preparation_cost(nonzeros: int, qubits: int) -> PreparationCost:
         A bound of each count. :func:`counted_cost` has the counts themselves, for small k.
 
     Raises:
-        ValueError: unless 1 ≤ k ≤ 2ⁿ and n ≥ 1.
+        ValueError: unless k and n are integers with 1 ≤ k ≤ 2ⁿ and n ≥ 1.
 
     Cost: log k additions.
 
@@ -100,8 +100,9 @@ def preparation_cost(nonzeros: int, qubits: int) -> PreparationCost:
         >>> cost.cx, cost.ancillas
         (1499336698, 22)
     """
-    check_qubits(qubits)
-    if not 1 <= nonzeros <= 1 << qubits:
+    qubits = require_integer("qubits", qubits, 1)
+    nonzeros = require_integer("nonzeros", nonzeros, 1)
+    if (nonzeros - 1).bit_length() > qubits:
         raise ValueError(f"nonzeros must be between 1 and 2^{qubits}, got {nonzeros}")
     merges = nonzeros - 1
     cx = merges * (qubits - 1)

@@ -5,7 +5,9 @@ With M copies of :math:`|x\rangle` measured, :math:`n_i` of them as i, the magni
 :math:`|\hat x\rangle` that holds the magnitudes just read: a Hadamard gate on the first qubit of
 :math:`(|0\rangle|x\rangle + |1\rangle|\hat x\rangle)/\sqrt 2` gives outcome (0, i) with
 probability :math:`(x_i + \hat x_i)^2/4` and (1, i) with :math:`(x_i - \hat x_i)^2/4`, so that the
-larger of their counts tells the sign [Kerenidis2020]_.
+larger of their counts tells the sign [Kerenidis2020]_. That the reference holds the magnitudes just
+measured, rather than the weights before the window, is our choice: the counts differ by
+:math:`x_i` times the reference, and so would tell nothing where those weights are near zero.
 
 With s coordinates to read, the ℓ2 error of the magnitudes tends to :math:`\sqrt{s/4M}`: each
 :math:`\sqrt{n_i/M}` has variance 1/4M. It does not depend on the ambient dimension. At small M,
@@ -20,8 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, log
-from numbers import Integral
+from math import ceil, isfinite, log
 from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 import numpy as np
@@ -29,7 +30,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torch_qsgd.solvers.base import numpy_generator
+from torch_qsgd.checks import require_integer, require_number, require_one_of
+from torch_qsgd.linear_system import normalized, real_array
+from torch_qsgd.solvers.base import checked_generator, numpy_generator
 
 #: Copies a coordinate, times the squared error: measured, see the module's text.
 COPIES = 0.35
@@ -49,13 +52,17 @@ def expected_copies(support: int, precision: float, signs: Signs = "reference") 
         precision: ε, relative to the vector's length.
         signs: with ``"reference"``, as many again.
 
+    Raises:
+        ValueError: for a support, precision or signs out of their range, or more copies than
+            float64 counts.
+
     Source: measured. A single coordinate needs one copy: its outcome is certain.
 
     Example:
         >>> f"{expected_copies(10**7, precision=0.1):.0e}"
         '7e+08'
     """
-    return _sets(signs) * (ceil(COPIES * support / precision**2) if support > 1 else 1)
+    return _copies_of(support, precision, signs, COPIES)
 
 
 def guaranteed_copies(support: int, precision: float, signs: Signs = "reference") -> int:
@@ -66,11 +73,25 @@ def guaranteed_copies(support: int, precision: float, signs: Signs = "reference"
         precision: δ, relative to the vector's length.
         signs: with ``"reference"``, as many again.
 
+    Raises:
+        ValueError: as :func:`expected_copies` does.
+
     Example:
         >>> f"{guaranteed_copies(10**7, precision=0.1):.0e}"
         '1e+12'
     """
-    return _sets(signs) * (ceil(36 * support * log(support) / precision**2) if support > 1 else 1)
+    factor = 36 * log(require_integer("support", support, 1))
+    return _copies_of(support, precision, signs, factor)
+
+
+def _copies_of(support: int, precision: float, signs: Signs, factor: float) -> int:
+    support = require_integer("support", support, 1)
+    precision = require_number("precision", precision, 0)
+    require_one_of("signs", signs, ("reference", "known"))
+    copies = factor * support / precision / precision if support > 1 else 1.0
+    if not isfinite(copies):
+        raise ValueError(f"precision {precision:g} takes more copies than float64 counts")
+    return _sets(signs) * ceil(copies)
 
 
 def _sets(signs: Signs) -> int:
@@ -112,8 +133,8 @@ class Tomography:
 
     Raises:
         ValueError: for both or neither of ``copies`` and ``precision``, for fewer copies than 1
-            or more than 2⁶³ − 1, a precision outside of (0, 1), unknown ``signs``.
-        TypeError: for copies that are not an integer.
+            or more than 2⁶³ − 1 or not an integer, a precision outside of (0, 1), unknown
+            ``signs``.
 
     Example:
         >>> tomography = Tomography(precision=0.1)
@@ -132,14 +153,16 @@ class Tomography:
     def __post_init__(self) -> None:
         if (self.copies is None) == (self.precision is None):
             raise ValueError("give either copies or precision, the other follows")
-        if self.copies is not None and not isinstance(self.copies, Integral):
-            raise TypeError(f"copies must be an integer, got {self.copies!r}")
-        if self.copies is not None and not 1 <= self.copies <= MOST_COPIES:
-            raise ValueError(f"copies must lie in 1 … 2^63 − 1, got {self.copies}")
-        if self.precision is not None and not 0 < self.precision < 1:
-            raise ValueError(f"precision must lie between 0 and 1, got {self.precision}")
-        if self.signs not in ("reference", "known"):
-            raise ValueError(f"signs must be 'reference' or 'known', got {self.signs!r}")
+        if self.copies is not None:
+            try:
+                require_integer("copies", self.copies, 1, MOST_COPIES)
+            except ValueError:  # with nineteen digits for 2^63 − 1
+                raise ValueError(
+                    f"copies must lie in 1 … 2^63 − 1 and be an integer, got {self.copies!r}"
+                ) from None
+        if self.precision is not None:
+            require_number("precision", self.precision, 0, 1)
+        require_one_of("signs", self.signs, ("reference", "known"))
 
     @overload
     def measure(
@@ -178,32 +201,30 @@ class Tomography:
         Raises:
             ValueError: for a zero vector, of which there is nothing to read, NaN or infinity, a
                 coordinate outside of the support that is not zero, a support of another shape;
-                where the precision takes more than 2⁶³ − 1 copies.
-            TypeError: for complex or integer tensors.
+                where the precision takes more than 2⁶³ − 1 copies; where the estimate overflows
+                the vector's dtype.
+            TypeError: for complex or integer tensors, sparse ones, what is no vector or support,
+                or a generator that is not PyTorch's.
 
         Cost: O(s) time and memory, however many copies: 10⁷ coordinates take two to
         five seconds.
         """
+        generator = checked_generator(generator)
         tensors, masks = _as_tensors(vector, support)
         indices = [_support_of(t, mask) for t, mask in zip(tensors, masks, strict=True)]
         values = [_read(t, index) for t, index in zip(tensors, indices, strict=True)]
         state = np.concatenate(values)
         if not np.isfinite(state).all():
             raise ValueError("the vector holds NaN or infinity")
-        # Divided by its largest entry first, so that no square overflows or vanishes.
-        largest = float(np.abs(state).max(initial=0.0))
-        if largest == 0:
+        state, length = normalized(state)
+        if length == 0:
             raise ValueError("the vector is zero: there is nothing to read")
-        state /= largest
-        length = float(np.linalg.norm(state))
-        state /= length
 
         copies = self._copies(state.size)
-        generator = generator or torch.Generator().manual_seed(0)
         estimate = _measured(state, copies, self.signs, numpy_generator(generator))
         error = float(np.linalg.norm(estimate - state))
-        estimate *= length
-        estimate *= largest
+        with np.errstate(over="ignore"):
+            estimate *= length
 
         pieces = np.split(estimate, np.cumsum([v.size for v in values])[:-1])
         written = [_written(*row) for row in zip(tensors, indices, pieces, strict=True)]
@@ -267,14 +288,18 @@ def _as_tensors(vector: Any, support: Any) -> tuple[list[Tensor], list[Tensor | 
     if isinstance(vector, Tensor):
         tensors, masks = [vector], [support]
     elif isinstance(vector, np.ndarray):
-        if np.iscomplexobj(vector):
+        if vector.dtype.kind not in "iuf":
             raise TypeError(f"the vector must be real, got {vector.dtype}")
-        tensors = [torch.from_numpy(vector.astype(np.float64))]
-        masks = [None if support is None else torch.from_numpy(np.array(support, dtype=bool))]
+        tensors, masks = [torch.from_numpy(real_array("the vector", vector).copy())], [support]
     elif isinstance(vector, Sequence) and all(isinstance(t, Tensor) for t in vector):
         tensors = list(vector)
         if support is None:
             masks = [None] * len(tensors)
+        elif not isinstance(support, Sequence):
+            raise TypeError(
+                "the support of a list of tensors must be a list of masks, got "
+                f"{type(support).__name__}"
+            )
         elif len(support) != len(tensors):
             raise ValueError(
                 f"the support must have a mask, or None, for each of {len(tensors)} tensors, got "
@@ -291,15 +316,26 @@ def _as_tensors(vector: Any, support: Any) -> tuple[list[Tensor], list[Tensor | 
         )
     if not tensors:
         raise ValueError("the vector is empty: there is nothing to read")
-    for tensor, mask in zip(tensors, masks, strict=True):
+    for tensor in tensors:
         if not tensor.is_floating_point():
             raise TypeError(f"the vector must be real and of floating point, got {tensor.dtype}")
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != tensor.shape):
-            raise ValueError(
-                f"the support must be bool and of the vector's shape {tuple(tensor.shape)}, got "
-                f"{mask.dtype} and {tuple(mask.shape)}"
-            )
+        if tensor.layout != torch.strided:
+            raise TypeError(f"the vector must be dense, got {tensor.layout}: use to_dense()")
+    masks = [_mask(mask, tensor) for mask, tensor in zip(masks, tensors, strict=True)]
     return [t.detach() for t in tensors], masks
+
+
+def _mask(given: Any, tensor: Tensor) -> Tensor | None:
+    if given is None:
+        return None
+    if not isinstance(given, Tensor | np.ndarray):
+        raise TypeError(f"the support must be a bool tensor or array, got {type(given).__name__}")
+    if given.dtype not in (torch.bool, np.bool_) or given.shape != tensor.shape:
+        raise ValueError(
+            f"the support must be bool and of the vector's shape {tuple(tensor.shape)}, got "
+            f"{given.dtype} and {tuple(given.shape)}"
+        )
+    return given if isinstance(given, Tensor) else torch.from_numpy(given.copy())
 
 
 def _support_of(tensor: Tensor, mask: Tensor | None) -> Tensor:
@@ -319,14 +355,29 @@ def _read(tensor: Tensor, index: Tensor) -> Array:
 
 def _written(tensor: Tensor, index: Tensor, values: Array) -> Tensor:
     result = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
-    result.view(-1)[index] = torch.from_numpy(values).to(tensor.dtype).to(tensor.device)
+    rounded = torch.from_numpy(values).to(tensor.dtype)
+    if not rounded.isfinite().all():
+        raise ValueError(_overflow(values, tensor.dtype))
+    result.view(-1)[index] = rounded.to(tensor.device)
     return result
+
+
+def _overflow(values: Array, dtype: Any) -> str:
+    return (
+        f"the estimate reaches {np.abs(values).max():.3g}, more than {dtype} holds: read the "
+        "vector in a wider dtype"
+    )
 
 
 def _like(vector: Any, tensors: list[Tensor]) -> Any:
     if isinstance(vector, Tensor):
         return tensors[0]
     if isinstance(vector, np.ndarray):
-        dtype = vector.dtype if vector.dtype.kind == "f" else np.float64
-        return tensors[0].numpy().astype(dtype)
+        values = tensors[0].numpy()
+        dtype = vector.dtype if vector.dtype.kind == "f" else np.dtype(np.float64)
+        with np.errstate(over="ignore"):
+            rounded = values.astype(dtype)
+        if not np.isfinite(rounded).all():
+            raise ValueError(_overflow(values, dtype))
+        return rounded
     return tensors

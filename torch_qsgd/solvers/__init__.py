@@ -1,7 +1,13 @@
 """Linear solvers for a window's Carleman system, behind one interface."""
 
 from torch_qsgd.names import by_name
-from torch_qsgd.solvers.base import JetSolution, JetWindow, Solution, Solver
+from torch_qsgd.solvers.base import (
+    ConditionWarning,
+    JetSolution,
+    JetWindow,
+    Solution,
+    Solver,
+)
 from torch_qsgd.solvers.circuit import Circuit
 from torch_qsgd.solvers.exact import Exact
 from torch_qsgd.solvers.hhl import HHL
@@ -12,6 +18,7 @@ __all__ = [
     "HHL",
     "QSVT",
     "Circuit",
+    "ConditionWarning",
     "Exact",
     "JetSolution",
     "JetWindow",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, overload
@@ -12,11 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torch_qsgd.checks import require_integer
 from torch_qsgd.errors import RepresentationError
-from torch_qsgd.linear_system import LinearSystem, Vector
+from torch_qsgd.linear_system import LinearSystem, Vector, length
 
 if TYPE_CHECKING:
     from torch_qsgd.readout import PostSelection
+
+
+class ConditionWarning(UserWarning):
+    """A solver was given a κ below the system's: its error may exceed what it promises."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,9 @@ class JetWindow:
         idle: p, the steps that hold the final state.
         history: the length ‖Y‖ of the whole history state, and its rescaling γ; ``None`` where
             nothing has moved.
+
+    Raises:
+        ValueError: for no jets, or numbers of steps, tensors or masks that do not fit.
     """
 
     jets: Sequence[Sequence[Tensor]]
@@ -40,6 +49,21 @@ class JetWindow:
     masks: Sequence[Tensor | None] = ()
     idle: int = 0
     history: PostSelection | None = None
+
+    def __post_init__(self) -> None:
+        require_integer("steps", self.steps, 0)
+        require_integer("idle", self.idle, 0)
+        for name, rows in (("jets", self.jets), ("velocities", self.velocities)):
+            if len({len(row) for row in rows}) > 1:
+                raise ValueError(f"all {name} must have the same number of tensors")
+        if not self.jets or not self.jets[0]:
+            raise ValueError("a window needs one jet of one tensor at least")
+        tensors = len(self.jets[0]) + (len(self.velocities[0]) if self.velocities else 0)
+        if self.masks and len(self.masks) != tensors:
+            raise ValueError(
+                f"give a mask, or None, for each of {tensors} tensors, or none at all: got "
+                f"{len(self.masks)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -113,10 +137,16 @@ class Solver(abc.ABC):
         Raises:
             RepresentationError: for a window in jets, where the solver needs a linear system.
             SingularSystemError: where there is no solution.
+            ValueError: where the solution over- or underflows.
+            TypeError: for anything else than these.
         """
-        generator = generator or torch.Generator().manual_seed(0)
+        generator = checked_generator(generator)
         if isinstance(system, JetWindow):
             return self._solve_jets(system, generator)
+        if not isinstance(system, LinearSystem):
+            raise TypeError(
+                f"a solver takes a LinearSystem or a JetWindow, got {type(system).__name__}"
+            )
         return self._solve_linear(system, generator)
 
     @abc.abstractmethod
@@ -136,11 +166,38 @@ def solution_of(
     exact = system.solution
     return Solution(
         vector=vector,
-        scale=float(np.linalg.norm(vector)),
+        scale=length(vector),
         success_probability=success_probability,
         queries=queries,
-        error=float(np.linalg.norm(vector - exact) / np.linalg.norm(exact)),
+        error=length(vector - exact) / length(exact),
     )
+
+
+def warn_of_kappa(given: float | None, measured: float, consequence: str) -> None:
+    """Warn where the κ that a solver was given is less than the system's.
+
+    Warns:
+        ConditionWarning: of the caller's caller.
+    """
+    if given is not None and given < measured * (1 - 1e-9):
+        warnings.warn(
+            f"kappa={given:.6g} is less than the system's {measured:.6g}: {consequence}",
+            ConditionWarning,
+            stacklevel=3,
+        )
+
+
+def checked_generator(generator: torch.Generator | None) -> torch.Generator:
+    """The generator given, or one with seed 0.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if generator is None:
+        return torch.Generator().manual_seed(0)
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+    return generator
 
 
 def numpy_generator(generator: torch.Generator) -> np.random.Generator:

@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from torch_qsgd.checks import require_integer, require_one_of
 from torch_qsgd.errors import SizeError
-from torch_qsgd.linear_system import LinearSystem, Vector
-from torch_qsgd.solvers.base import Solution, Solver, numpy_generator, solution_of
+from torch_qsgd.linear_system import LinearSystem, Vector, length
+from torch_qsgd.solvers.base import (
+    ConditionWarning,
+    Solution,
+    Solver,
+    numpy_generator,
+    solution_of,
+)
 from torch_qsgd.solvers.hhl import HHL
 from torch_qsgd.solvers.qsvt import QSVT
 
@@ -27,6 +35,10 @@ if TYPE_CHECKING:
 MOST_SYSTEM_QUBITS = 7
 #: The largest circuit: 2^20 amplitudes, which a few hundred dense gates pass over.
 MOST_QUBITS = 20
+#: The largest clock: its 2^t angles alone, all of them controlled, take seconds from here on.
+MOST_CLOCK_QUBITS = 12
+#: Aer keeps each shot: these take minutes.
+MOST_SHOTS = 10**8
 
 
 class Circuit(Solver):
@@ -40,24 +52,31 @@ class Circuit(Solver):
     2. On b + ℒr and on b − ℒr, with :math:`r_i = |x_i|` from the first run. The circuit acts
        linearly on its right-hand side, so their solutions are x ± r: where :math:`x_i` is
        positive it shows up in the first and cancels in the second, and the other way around.
-       Each run's frequencies are scaled by its own :math:`\|b ± ℒr\|^2` before they are compared.
+       Each run's amplitudes are scaled by its own :math:`\|b ± ℒr\|` before they are compared.
        These right-hand sides may be κ times as long as b, so fewer shots pass: at worst
-       :math:`C^2` of them with HHL.
+       :math:`C^2` of them with HHL, and perhaps none. An unknown that shows up as often in both,
+       mostly in neither, is left at zero: a guessed sign is wrong by :math:`2|x_i|` half of the
+       time.
 
     Args:
         algorithm: ``"hhl"`` or ``"qsvt"``.
-        shots: how often each circuit is measured; ``None`` for the statevector.
-        options: as in :class:`HHL` (``clock_qubits``, here 6 by default; ``window``,
-            ``guard_band``, ``kappa``) or :class:`QSVT` (``epsilon``, ``kind``, ``kappa``, ...).
+        shots: how often each circuit is measured, 10⁸ times at most; ``None`` for the
+            statevector.
+        options: as in :class:`HHL` (``clock_qubits``, here 6 by default and 12 at most;
+            ``window``, ``guard_band``, ``kappa``) or
+            :class:`QSVT` (``epsilon``, ``kind``, ``kappa``, ...).
 
     Raises:
         ImportError: without Qiskit and Aer.
-        ValueError: for an unknown algorithm, or fewer shots than one.
+        ValueError: for an unknown algorithm, a number of shots or an option out of its range.
         TypeError: for an option that the algorithm does not have.
-        SizeError: on solving a system of more than 7 qubits (HHL: 128 unknowns, 64 where ℒ is not
-            symmetric), or with more than 20 qubits in all.
+        SizeError: for more than 12 clock qubits; on solving a system of more than 7 qubits (HHL:
+            128 unknowns, 64 where ℒ is not symmetric), or with more than 20 qubits in all.
         SingularSystemError: on solving a system without an inverse.
-        RuntimeError: where no shot passes the post-selection.
+        RuntimeError: where no shot on b passes the post-selection.
+
+    Warns:
+        ConditionWarning: as the algorithm does, once a solve.
 
     Cost: the statevector of a circuit that ``gate_counts`` describes; with shots three of them.
     ``queries`` and ``success_probability`` are those of one run on b.
@@ -76,13 +95,9 @@ class Circuit(Solver):
     name = "circuit"
 
     def __init__(self, algorithm: str = "hhl", shots: int | None = None, **options: Any) -> None:
-        if algorithm not in ("hhl", "qsvt"):
-            raise ValueError(f"unknown algorithm {algorithm!r}; known: hhl, qsvt")
+        require_one_of("algorithm", algorithm, ("hhl", "qsvt"))
         if shots is not None:
-            if isinstance(shots, bool) or not isinstance(shots, int):
-                raise TypeError(f"shots must be an integer or None, got {shots!r}")
-            if shots < 1:
-                raise ValueError(f"shots must be at least 1, got {shots}")
+            shots = require_integer("shots", shots, 1, MOST_SHOTS)
         emulator: type[HHL | QSVT] = HHL if algorithm == "hhl" else QSVT
         known = list(inspect.signature(emulator).parameters)
         for option in options:
@@ -96,14 +111,33 @@ class Circuit(Solver):
         self.algorithm = algorithm
         self.shots = shots
         self.emulator: HHL | QSVT = emulator(**options)
+        if self._clock_qubits > MOST_CLOCK_QUBITS:
+            raise SizeError(
+                f"circuits are simulated up to {MOST_CLOCK_QUBITS} clock_qubits, got "
+                f"{self._clock_qubits}: use fewer, or the emulator HHL(clock_qubits="
+                f"{self._clock_qubits}), solver 'hhl', which gives the same solution"
+            )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.emulator!r}, shots={self.shots})"
 
     @property
     def largest(self) -> int:
-        """64 for HHL, which dilates a system without symmetry, and 128 for QSVT."""
-        return int(2 ** (MOST_SYSTEM_QUBITS - (self.algorithm == "hhl")))
+        """The most unknowns of a system without symmetry, which HHL dilates by a qubit.
+
+        128 for QSVT, 64 for HHL, and fewer where the clock leaves fewer of all qubits.
+        """
+        return int(2 ** (self._most_qubits - (self.algorithm == "hhl")))
+
+    @property
+    def _clock_qubits(self) -> int:
+        return self.emulator.clock.qubits if isinstance(self.emulator, HHL) else 0
+
+    @property
+    def _most_qubits(self) -> int:
+        """Of the system register: beside it are the clock and one ancilla, or QSVT's two."""
+        others = self._clock_qubits + 1 if self.algorithm == "hhl" else 2
+        return min(MOST_SYSTEM_QUBITS, MOST_QUBITS - others)
 
     def program(self, system: LinearSystem) -> Program:
         """The circuit for a system, with which qubits to read and to post-select.
@@ -156,6 +190,8 @@ class Circuit(Solver):
         return {str(name): int(count) for name, count in counts.items()}
 
     def _solve_linear(self, system: LinearSystem, generator: torch.Generator) -> Solution:
+        self._check_size(system)
+        _ = system.solution  # refused here where it over- or underflows
         program = self.program(system)
         if self.shots is None:
             from torch_qsgd.solvers.circuit_program import amplitudes
@@ -165,57 +201,54 @@ class Circuit(Solver):
             vector = np.real(program.factor * read)
         else:
             random = numpy_generator(generator)
-            squares, success = self._sample(system, program, random)
-            vector = np.sqrt(squares)
-            vector = np.where(self._interference(system, vector, random) < 0, -vector, vector)
+            vector, success = self._sample(program, random)
+            if not vector.any():
+                expected = length(system.solution / abs(program.factor)) ** 2
+                raise RuntimeError(
+                    f"none of the {self.shots:,} shots passed the post-selection, whose "
+                    f"probability is about {expected:.1e}: use shots={100 / expected:.0e} or more, "
+                    "or shots=None"
+                )
+            vector *= np.sign(self._interference(system, vector, random))
         return solution_of(system, vector, success, program.queries)
 
     def _interference(
         self, system: LinearSystem, reference: Vector, random: np.random.Generator
     ) -> Vector:
-        """4 x_i r_i by measurement, as (x + r)² − (x − r)²."""
+        """|x + r| − |x − r| by measurement, whose signs are those of x."""
         image = system.operator.matvec(reference)
         difference = np.zeros(system.size)
         for sign in (1, -1):
             rhs = system.rhs + sign * image
             if rhs.any():  # else r = ∓x exactly, and the other run shows it all
                 shifted = LinearSystem(system.dense(), rhs)
-                squares, _ = self._sample(shifted, self.program(shifted), random)
-                difference += sign * squares
+                with warnings.catch_warnings():
+                    # The run on b has warned already.
+                    warnings.simplefilter("ignore", ConditionWarning)
+                    program = self.program(shifted)
+                difference += sign * self._sample(program, random)[0]
         return difference
 
-    def _sample(
-        self, system: LinearSystem, program: Program, random: np.random.Generator
-    ) -> tuple[Vector, float]:
-        """Measure the circuit; x_i² and the share of shots that passed the post-selection."""
+    def _sample(self, program: Program, random: np.random.Generator) -> tuple[Vector, float]:
+        """Measure the circuit; |x_i| and the share of shots that passed the post-selection.
+
+        It may be that none does: x is then zero, as far as these shots can tell.
+        """
         assert self.shots is not None
         counts, passed = _measured(program, self.shots, int(random.integers(2**31)))
-        if not counts.any():
-            expected = np.linalg.norm(system.solution / abs(program.factor)) ** 2
-            raise RuntimeError(
-                f"none of the {self.shots:,} shots passed the post-selection, whose probability "
-                f"is about {expected:.1e}: use shots={100 / expected:.0e} or more, or shots=None"
-            )
-        return abs(program.factor) ** 2 * counts / self.shots, passed / self.shots
+        return abs(program.factor) * np.sqrt(counts / self.shots), passed / self.shots
 
     def _check_size(self, system: LinearSystem) -> None:
-        qubits = max(1, (system.size - 1).bit_length())
-        if isinstance(self.emulator, HHL) and qubits <= MOST_SYSTEM_QUBITS:
+        qubits, most = max(1, (system.size - 1).bit_length()), self._most_qubits
+        if self.algorithm == "hhl" and qubits <= most:
             qubits += not system.is_symmetric
-        if qubits > MOST_SYSTEM_QUBITS:
+        if qubits > most:
+            clock = f" beside {self._clock_qubits} of the clock" if self._clock_qubits else ""
             raise SizeError(
                 f"{system.size:,} unknowns need {qubits} system qubits, and circuits are simulated "
-                f"up to {MOST_SYSTEM_QUBITS}: use the emulators 'hhl' (up to 4,096 unknowns) or "
-                "'qsvt', which give the same solution"
+                f"up to {most}{clock}: use the emulators 'hhl' (up to 4,096 unknowns) or 'qsvt', "
+                "which give the same solution"
             )
-        if isinstance(self.emulator, HHL):
-            total = qubits + self.emulator.clock.qubits + 1
-            if total > MOST_QUBITS:
-                raise SizeError(
-                    f"{total} qubits, {self.emulator.clock.qubits} of them the clock's, are more "
-                    f"than the {MOST_QUBITS} that are simulated: use fewer clock_qubits, or the "
-                    "emulator 'hhl', which gives the same solution"
-                )
 
 
 def require_qiskit() -> None:

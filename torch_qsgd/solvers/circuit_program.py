@@ -14,6 +14,8 @@ from qiskit.circuit.library import UCRYGate
 from qiskit_aer import AerSimulator
 from qiskit_aer.library import SaveStatevector
 
+from torch_qsgd.linear_system import real_array
+
 
 @dataclass(frozen=True)
 class Program:
@@ -68,13 +70,13 @@ def prepared(vector: ArrayLike) -> QuantumCircuit:
         >>> prepared([3.0, 4.0]).num_qubits
         1
     """
-    values = np.asarray(vector, dtype=np.float64).ravel()
+    values = real_array("the vector", vector).ravel()
     if values.size < 2 or values.size & (values.size - 1):
         raise ValueError(f"the vector's length must be a power of two from 2 on: {values.size}")
     # Dividing by the largest entry first keeps the length from over- and underflowing.
     largest = float(np.abs(values).max())
-    if not (np.isfinite(largest) and largest > 0):
-        raise ValueError("the vector must be finite and not zero: no quantum state holds it")
+    if not largest > 0:
+        raise ValueError("the vector is zero: no quantum state holds it")
     values = values / largest
     qubits = values.size.bit_length() - 1
     circuit = QuantumCircuit(qubits)

@@ -13,11 +13,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.fft
 import torch
 
-from torch_qsgd.errors import SingularSystemError
-from torch_qsgd.linear_system import LinearSystem, Vector
-from torch_qsgd.solvers.base import Solution, Solver, solution_of
+from torch_qsgd.checks import require_flag, require_integer, require_number, require_one_of
+from torch_qsgd.linear_system import LinearSystem, Vector, check_invertible, length, normalized
+from torch_qsgd.solvers.base import Solution, Solver, solution_of, warn_of_kappa
 
 #: Clock windows by name.
 WINDOWS = ("sine", "uniform")
@@ -26,12 +27,12 @@ WINDOWS = ("sine", "uniform")
 #: and 3/4 the errors agree within a tenth once 0.45·2^t is eight times κ, and 3/4 succeeds more
 #: often. What happens below C matters little then: the window's tails reach it too rarely.
 ROTATION = 0.75
-#: One eigenvalue's 2^24 amplitudes are 256 MiB.
-MOST_CLOCK_QUBITS = 24
+#: One eigenvalue's 2^20 amplitudes are 16 MiB.
+MOST_CLOCK_QUBITS = 20
 #: Unknowns of the largest dense eigenbasis.
 MOST_UNKNOWNS = 4096
-#: Complex amplitudes held at a time: 64 MiB.
-CHUNK = 2**22
+#: Complex amplitudes held at a time: 16 MiB, and as much again for their squares.
+CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,14 @@ class Clock:
         rows = max(1, CHUNK // self.size)
         for start in range(0, eigenvalues.size, rows):
             part = slice(start, start + rows)
-            alpha = np.fft.fft(window * np.exp(np.multiply.outer(eigenvalues[part], turns)))
-            filtered[part] = (alpha.real**2 + alpha.imag**2) @ sines
+            alpha = np.multiply.outer(eigenvalues[part], turns)
+            np.exp(alpha, out=alpha)
+            alpha *= window
+            alpha = scipy.fft.fft(alpha, overwrite_x=True)
+            # Re² + Im², by rows of pairs, in place.
+            pairs = alpha.view(np.float64)
+            np.square(pairs, out=pairs)
+            filtered[part] = pairs.reshape(-1, self.size, 2).sum(axis=-1) @ sines
         return filtered
 
 
@@ -130,18 +137,21 @@ class HHL(Solver):
     near 1 and −1 share their phases, and where both are there the error stalls.
 
     Args:
-        clock_qubits: t, from 1 to 24.
+        clock_qubits: t, from 1 to 20.
         window: ``"sine"`` or ``"uniform"``.
         guard_band: keep phases within ±0.45 of a turn instead of ±0.5.
-        kappa: the condition number that C is set by; measured on each system by default. Smaller
-            than the true one, it damps the eigenvectors below 1/kappa; larger, it only lowers
-            the success probability.
+        kappa: the condition number that C = 0.75/kappa is set by; measured on each system by
+            default. Smaller than the true one, it damps the eigenvectors below C; larger, it only
+            lowers the success probability.
 
     Raises:
-        TypeError: for a number of clock qubits that is not an integer.
-        ValueError: for no clock qubits or too many, an unknown window, κ ≤ 1.
+        ValueError: for no clock qubits or too many, an unknown window, κ ≤ 1, and what is no
+            number where one is asked for.
         SingularSystemError: on solving a system without an inverse.
         SizeError: on solving more than 4096 unknowns; ``"qsvt"`` needs products only.
+
+    Warns:
+        ConditionWarning: on solving a system whose condition number is above ``kappa``.
 
     Cost: 2(2^t − 1) queries of :math:`e^{iMt_0/2^t}` or its inverse. Emulated: one
     eigendecomposition or singular value decomposition, and D transforms of length 2^t (or 2D).
@@ -164,16 +174,11 @@ class HHL(Solver):
         guard_band: bool = True,
         kappa: float | None = None,
     ) -> None:
-        if isinstance(clock_qubits, bool) or not isinstance(clock_qubits, int):
-            raise TypeError(f"clock_qubits must be an integer, got {clock_qubits!r}")
-        if not 1 <= clock_qubits <= MOST_CLOCK_QUBITS:
-            raise ValueError(
-                f"clock_qubits must be from 1 to {MOST_CLOCK_QUBITS}, got {clock_qubits}"
-            )
-        if window not in WINDOWS:
-            raise ValueError(f"unknown window {window!r}; known: {', '.join(WINDOWS)}")
-        if kappa is not None and not 1 < kappa < float("inf"):
-            raise ValueError(f"kappa, a condition number, must be above 1, got {kappa}")
+        clock_qubits = require_integer("clock_qubits", clock_qubits, 1, MOST_CLOCK_QUBITS)
+        require_one_of("window", window, WINDOWS)
+        guard_band = require_flag("guard_band", guard_band)
+        if kappa is not None:
+            kappa = require_number("kappa", kappa, 1, otherwise=", or None to measure it")
         self.clock = Clock(clock_qubits, window, 0.45 if guard_band else 0.5)
         self.kappa = kappa
 
@@ -191,12 +196,20 @@ class HHL(Solver):
         return 2 * (self.clock.size - 1)
 
     def constant(self, condition_number: float) -> float:
-        """C, given the system's own condition number, which a given κ overrides."""
+        """C, given the system's own condition number, which a given κ overrides.
+
+        Warns:
+            ConditionWarning: where the given κ is the smaller one.
+        """
+        warn_of_kappa(
+            self.kappa, condition_number, "eigenvectors below 0.75/kappa of the norm are damped"
+        )
         return ROTATION / (condition_number if self.kappa is None else self.kappa)
 
     def _solve_linear(self, system: LinearSystem, generator: torch.Generator) -> Solution:
-        length = float(np.linalg.norm(system.rhs))
-        state, matrix = system.rhs / length, system.dense(MOST_UNKNOWNS)
+        matrix = system.dense(MOST_UNKNOWNS)
+        _ = system.solution  # refused here where it over- or underflows
+        state, scale = normalized(system.rhs)
         # Of M's eigenvalues only those of ℒ, or the positive half of ±σ: the sign is put back.
         if system.is_symmetric:
             values, right = np.linalg.eigh(matrix)
@@ -205,11 +218,7 @@ class HHL(Solver):
             left, values, right_transposed = np.linalg.svd(matrix)
             right = right_transposed.T
         norm, smallest = float(np.abs(values).max()), float(np.abs(values).min())
-        if not smallest > 1e-15 * norm:
-            raise SingularSystemError(
-                f"the system is singular: its smallest singular value is {smallest:.1e}, its "
-                f"largest {norm:.1e}"
-            )
+        check_invertible(smallest, norm)
         constant = self.constant(norm / smallest)
         components = left.T @ state
         solved = self.clock.filter(values / norm, constant) * components
@@ -220,12 +229,12 @@ class HHL(Solver):
             mirrored = self.clock.filter(-values / norm, constant) * components
             solved, kept = (
                 (solved - mirrored) / 2,
-                float(np.linalg.norm(solved + mirrored) / 2),
+                length(solved + mirrored) / 2,
             )
         vector = right @ solved
         return solution_of(
             system,
-            vector * (length / (constant * norm)),
+            vector / constant * (scale / norm),
             success_probability=float(vector @ vector) + kept**2,
             queries=self.queries,
         )

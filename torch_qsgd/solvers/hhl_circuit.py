@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from qiskit import QuantumCircuit
 from qiskit.circuit.library import QFTGate, UCRYGate, UnitaryGate
 
-from torch_qsgd.linear_system import LinearSystem, Matrix, Vector
+from torch_qsgd.linear_system import LinearSystem, Matrix, Vector, length, normalized
 from torch_qsgd.solvers.circuit_program import Program, prepared
 from torch_qsgd.solvers.hhl import HHL, Clock
 
@@ -44,7 +44,7 @@ def hermitian(system: LinearSystem) -> tuple[Matrix, Vector, int]:
         zero = np.zeros_like(matrix)
         matrix = np.block([[zero, matrix], [matrix.T, zero]])
         rhs = np.concatenate([rhs, np.zeros(size)])
-    return matrix / system.norm, rhs / np.linalg.norm(rhs), size if dilated else 0
+    return matrix / system.norm, normalized(rhs)[0], size if dilated else 0
 
 
 def controlled(unitary: NDArray[np.complex128]) -> UnitaryGate:
@@ -101,6 +101,9 @@ def hhl_program(system: LinearSystem, solver: HHL) -> Program:
     Raises:
         SingularSystemError: where there is no inverse.
 
+    Warns:
+        ConditionWarning: where the solver's κ is less than the system's.
+
     Cost: 2t dense gates on n + 1 qubits stand for 2(2^t − 1) queries; the rotation is 2^t angles,
     which dominate past t = 11.
 
@@ -129,7 +132,7 @@ def hhl_program(system: LinearSystem, solver: HHL) -> Program:
         circuit=circuit,
         system=tuple(range(qubits)),
         postselect={ancilla: 1, **dict.fromkeys(register, 0)},
-        factor=complex(np.linalg.norm(system.rhs) / (constant * system.norm)),
+        factor=complex(length(system.rhs) / system.norm / constant),
         offset=offset,
         size=system.size,
         queries=solver.queries,

@@ -29,7 +29,9 @@ import scipy.fft
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom
 
+from torch_qsgd.checks import require_number, require_one_of
 from torch_qsgd.errors import SizeError
+from torch_qsgd.linear_system import real_array
 
 Values = NDArray[np.float64]
 
@@ -37,6 +39,9 @@ Values = NDArray[np.float64]
 #: 1, the likelier is success, which is lost by its square, and the longer are the Fourier
 #: transforms that find the phases.
 SUP_NORM = 0.99
+
+#: A smaller ε is below the rounding of the polynomial's own values.
+LEAST_EPSILON = 1e-15
 
 #: More coefficients than this (a gigabyte) are refused.
 MOST_COEFFICIENTS = 2**27
@@ -92,7 +97,9 @@ class InversePolynomial:
 
     def __call__(self, x: ArrayLike) -> Values:
         """p(x), elementwise, for x in [−1, 1]. Cost: degree / 2 steps of Clenshaw's recurrence."""
-        x = np.asarray(x, dtype=np.float64)
+        x = real_array("x", x)
+        if not (np.abs(x) <= 1).all():
+            raise ValueError("x must lie in [-1, 1]")
         # T_{2j+1} = 2y T_{2j−1} − T_{2j−3} with y = T_2(x): the recurrence skips the even ones.
         # Near y = ±1 Clenshaw's form loses digits; Reinsch's, in b_j ∓ b_{j+1} and 2(y ∓ 1), does
         # not.
@@ -135,10 +142,10 @@ def inverse_polynomial(kind: str, kappa: float, epsilon: float) -> InversePolyno
     Args:
         kind: ``"relative"``, ``"absolute"`` or ``"cks"``.
         kappa: κ > 1.
-        epsilon: ε, in (0, 1).
+        epsilon: ε, from 1e-15 up and below 1.
 
     Raises:
-        ValueError: for an unknown kind, κ ≤ 1 or ε outside (0, 1).
+        ValueError: for an unknown kind, κ ≤ 1, ε outside of its range, or what is no number.
         SizeError: where the coefficients would not fit in memory.
 
     Cost: a cosine transform of half the degree; for ``"cks"`` as many binomial tails.
@@ -150,7 +157,7 @@ def inverse_polynomial(kind: str, kappa: float, epsilon: float) -> InversePolyno
         >>> p.degree, bool(abs(1 - 0.3 * p(0.3)) <= 1e-3)
         (75, True)
     """
-    check_options(kind, epsilon, kappa)
+    check_options(kind, epsilon, float("nan") if kappa is None else kappa)
     coefficients, promised = _KINDS[kind](float(kappa), float(epsilon))
     coefficients.flags.writeable = False
     return InversePolynomial(kind, float(kappa), float(epsilon), coefficients, promised)
@@ -158,15 +165,15 @@ def inverse_polynomial(kind: str, kappa: float, epsilon: float) -> InversePolyno
 
 def check_options(kind: str, epsilon: float, kappa: float | None) -> None:
     """Raise what :func:`inverse_polynomial` would, before κ need be known."""
-    if kind not in _KINDS:
-        raise ValueError(f"unknown kind of polynomial {kind!r}; known: {', '.join(sorted(_KINDS))}")
-    if not 0 < epsilon < 1:
-        raise ValueError(f"epsilon must lie strictly between 0 and 1, got {epsilon}")
-    if kappa is not None and not 1 < kappa < math.inf:
+    require_one_of("kind", kind, tuple(sorted(_KINDS)))
+    if require_number("epsilon", epsilon, 0, 1) < LEAST_EPSILON:
         raise ValueError(
-            f"kappa must be finite and greater than 1, got {kappa}: singular values fill [1/kappa, "
-            "1], and a polynomial of a single point would be a constant"
+            f"epsilon must be at least {LEAST_EPSILON:g}, the rounding of double precision: got "
+            f"{epsilon!r}"
         )
+    # Singular values fill [1/kappa, 1], and a polynomial of a single point would be a constant.
+    if kappa is not None:
+        require_number("kappa", kappa, 1)
 
 
 # ---- The two minimax polynomials -----------------------------------------------------------------

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from torch_qsgd.carleman.explicit import CarlemanSystem
 from torch_qsgd.carleman.jet import norm, summed
-from torch_qsgd.linear_system import LinearSystem
+from torch_qsgd.checks import require_number, require_one_of
+from torch_qsgd.linear_system import LinearSystem, length
 from torch_qsgd.solvers.base import (
     JetSolution,
     JetWindow,
@@ -58,11 +59,8 @@ class Noise(Solver):
     representations = frozenset({"jet", "krylov", "explicit"})
 
     def __init__(self, epsilon: float = 1e-3, placement: str = "readout") -> None:
-        if not (isinstance(epsilon, (int, float)) and 0 < epsilon < 1):
-            raise ValueError(f"epsilon must lie between 0 and 1, got {epsilon!r}")
-        if placement not in PLACEMENTS:
-            raise ValueError(f"placement must be one of {', '.join(PLACEMENTS)}, got {placement!r}")
-        self.epsilon = float(epsilon)
+        self.epsilon = require_number("epsilon", epsilon, 0, 1)
+        require_one_of("placement", placement, PLACEMENTS)
         self.placement = placement
 
     def __repr__(self) -> str:
@@ -80,7 +78,7 @@ class Noise(Solver):
             error = read.ravel()
         else:
             error = source.standard_normal(exact.size)
-        error *= self.epsilon * float(np.linalg.norm(exact)) / float(np.linalg.norm(error))
+        error *= self.epsilon * length(exact) / length(error)
         return solution_of(system, exact + error, success_probability=1.0, queries=0)
 
     def _solve_jets(self, window: JetWindow, generator: torch.Generator) -> JetSolution:
@@ -102,14 +100,14 @@ class Noise(Solver):
             scale = total / math.sqrt(_unknowns(coordinates, window))
         torch._foreach_mul_(noise, scale)
         noisy = list(torch._foreach_add(exact, noise))
-        length = float(norm(exact[:count]))
+        moved = float(norm(exact[:count]))
         made = float(norm(noise[:count]))
         return JetSolution(
             displacement=noisy[:count],
             momentum=noisy[count:],
             success_probability=1.0,
             queries=0,
-            error=made / length if length else math.inf,
+            error=made / moved if moved else math.inf,
         )
 
 

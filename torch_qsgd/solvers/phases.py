@@ -32,6 +32,9 @@ import numpy as np
 import scipy.fft
 from numpy.typing import ArrayLike, NDArray
 
+from torch_qsgd.checks import require_integer
+from torch_qsgd.linear_system import real_array
+
 Values = NDArray[np.float64]
 
 #: The longest Fourier transform tried.
@@ -58,8 +61,9 @@ def symmetric_phases(coefficients: ArrayLike, parity: int) -> Values:
         Phases in (−π/2, π/2), of shape (d + 1,).
 
     Raises:
-        ValueError: where |f| reaches 1 on [−1, 1]; for an empty, complex or infinite c; for
-            another parity.
+        ValueError: where |f| reaches 1 on [−1, 1]; for an empty or infinite c; for another
+            parity.
+        TypeError: for a c that is not real.
         PhaseError: where |f| comes so close to 1 that the transforms grow too long.
 
     Cost: d²/2 multiplications in d/2 vectorised steps, and Fourier transforms of a length of about
@@ -72,12 +76,10 @@ def symmetric_phases(coefficients: ArrayLike, parity: int) -> Values:
         >>> phases.shape, round(float(qsp_value(phases, 0.3).imag), 12)
         ((4,), -0.0084)
     """
-    c = np.asarray(coefficients)
-    if np.iscomplexobj(c) or c.ndim != 1 or not c.size or not np.isfinite(c).all():
-        raise ValueError("coefficients must be a vector of finite real numbers, and not empty")
-    if parity not in (0, 1):
-        raise ValueError(f"parity must be 0 (even) or 1 (odd), got {parity!r}")
-    c = c.astype(np.float64)
+    c = real_array("the vector of coefficients", coefficients)
+    if c.ndim != 1 or not c.size:
+        raise ValueError(f"coefficients must be a vector, and not empty: got shape {c.shape}")
+    parity = require_integer("parity", parity, 0, 1)
     degree = 2 * (c.size - 1) + parity
     half = c / 2
     if parity:
@@ -108,7 +110,8 @@ def qsp_value(phases: ArrayLike, x: ArrayLike) -> NDArray[np.complex128]:
         Complex values of x's shape.
 
     Raises:
-        ValueError: for x outside [−1, 1].
+        ValueError: for x outside [−1, 1], or no phases.
+        TypeError: for what is not real.
 
     Cost: d products of a 2×2 matrix with a vector for each x.
 
@@ -116,11 +119,14 @@ def qsp_value(phases: ArrayLike, x: ArrayLike) -> NDArray[np.complex128]:
         >>> complex(qsp_value([0.0, 0.0, 0.0], 0.0))  # T_2
         (-1+0j)
     """
-    x = np.asarray(x, dtype=np.float64)
+    x = real_array("x", x)
+    psi = real_array("the vector of phases", phases)
+    if psi.ndim != 1 or not psi.size:
+        raise ValueError(f"phases must be a vector, and not empty: got shape {psi.shape}")
     if not (np.abs(x) <= 1).all():
         raise ValueError("x must lie in [-1, 1]")
     off = 1j * np.sqrt((1 - x) * (1 + x))
-    turns = np.exp(1j * np.asarray(phases, dtype=np.float64))
+    turns = np.exp(1j * psi)
     # The row ⟨0|U, built from the left.
     left = np.full(x.shape, turns[0])
     right = np.zeros(x.shape, dtype=np.complex128)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-
-import numpy as np
 import torch
 
-from torch_qsgd.linear_system import LinearSystem, Vector
-from torch_qsgd.solvers.base import Solution, Solver, solution_of
+from torch_qsgd.checks import require_number
+from torch_qsgd.linear_system import LinearSystem, Vector, length, normalized
+from torch_qsgd.solvers.base import Solution, Solver, solution_of, warn_of_kappa
 from torch_qsgd.solvers.inverse_polynomial import (
     InversePolynomial,
     check_options,
@@ -19,10 +16,6 @@ from torch_qsgd.solvers.inverse_polynomial import (
 #: The least κ a polynomial is made for: for a multiple of an orthogonal matrix the interval
 #: [1/κ, 1] would be a point, and a wider interval is always right.
 LEAST_KAPPA = 1.0001
-
-
-class ConditionWarning(UserWarning):
-    """The polynomial was asked for a κ below the system's: its error may exceed ε."""
 
 
 class QSVT(Solver):
@@ -39,10 +32,11 @@ class QSVT(Solver):
     p by its Chebyshev recurrence, T_{k+1}(A) = 2 A T_k(A) − T_{k−1}(A) with A and A† in turn, so it
     needs products only, and equals the circuit to rounding.
 
-    The solution's error is at most ε ‖x‖ where ``kappa`` is no less than α/σ_min(ℒ).
+    The solution's error is at most ε ‖x‖ where ``kappa`` is no less than α/σ_min(ℒ), and ε well
+    above rounding, which adds some 1e-16 κ.
 
     Args:
-        epsilon: ε, the error relative to ‖x‖, in (0, 1).
+        epsilon: ε, the error relative to ‖x‖, from 1e-15 up and below 1.
         kind: which polynomial, see
             :func:`~torch_qsgd.solvers.inverse_polynomial.inverse_polynomial`; ``"relative"`` has
             the least degree.
@@ -51,6 +45,9 @@ class QSVT(Solver):
 
     Raises:
         ValueError: for an argument out of its range; in ``solve`` for α < ‖ℒ‖.
+
+    Warns:
+        ConditionWarning: in ``solve``, where ``kappa`` is less than α/σ_min(ℒ).
 
     Cost: quantum, one query of the block encoding or its inverse for each degree of the
     polynomial, about α/σ_min · ln(2/ε) for one run, which succeeds with probability P. Classical,
@@ -75,10 +72,8 @@ class QSVT(Solver):
         subnormalization: float | None = None,
     ) -> None:
         check_options(kind, epsilon, kappa)
-        if subnormalization is not None and not 0 < subnormalization < math.inf:
-            raise ValueError(
-                f"subnormalization must be positive and finite, got {subnormalization}"
-            )
+        if subnormalization is not None:
+            require_number("subnormalization", subnormalization, 0, otherwise=", or None for ‖ℒ‖")
         self.epsilon = epsilon
         self.kind = kind
         self.kappa = kappa
@@ -112,25 +107,23 @@ class QSVT(Solver):
         alpha = max(alpha, norm)
         measured = alpha / system.smallest_singular_value
         kappa = measured if self.kappa is None else float(self.kappa)
-        if kappa < measured * (1 - 1e-9):
-            warnings.warn(
-                f"kappa={kappa:.6g} is less than the system's {measured:.6g}: below 1/kappa the "
-                f"polynomial is not 1/x, and the error may exceed epsilon={self.epsilon:g}",
-                ConditionWarning,
-                stacklevel=2,
-            )
+        warn_of_kappa(
+            self.kappa,
+            measured,
+            "below 1/kappa the polynomial is not 1/x, and the error may exceed "
+            f"epsilon={self.epsilon:g}",
+        )
         return alpha, inverse_polynomial(self.kind, max(kappa, LEAST_KAPPA), self.epsilon)
 
     def _solve_linear(self, system: LinearSystem, generator: torch.Generator) -> Solution:
+        _ = system.solution  # refused here where it over- or underflows
         alpha, polynomial = self.encoding(system)
-        length = float(np.linalg.norm(system.rhs))
-        transformed = _transformed(polynomial, system, alpha, system.rhs / length)
+        state, scale = normalized(system.rhs)
+        transformed = _transformed(polynomial, system, alpha, state)
         return solution_of(
             system,
-            transformed * (length / alpha),
-            success_probability=float(
-                (np.linalg.norm(transformed) / polynomial.normalization) ** 2
-            ),
+            transformed * (scale / alpha),
+            success_probability=(length(transformed) / polynomial.normalization) ** 2,
             queries=polynomial.degree,
         )
 
@@ -140,10 +133,10 @@ def _transformed(
 ) -> Vector:
     """Σ_i p(σ_i) v_i w_iᵀ b for ℒ/α = Σ_i σ_i w_i v_iᵀ, from products with ℒ and ℒᵀ."""
     even: Vector = vector
-    odd: Vector = system.operator.rmatvec(vector) / alpha
+    odd: Vector = system.transposed_product(vector) / alpha
     total: Vector = polynomial.coefficients[0] * odd
     for c in polynomial.coefficients[1:]:
-        even = 2 / alpha * system.operator.matvec(odd) - even
-        odd = 2 / alpha * system.operator.rmatvec(even) - odd
+        even = 2 * (system.operator.matvec(odd) / alpha) - even
+        odd = 2 * (system.transposed_product(even) / alpha) - odd
         total += c * odd
     return total

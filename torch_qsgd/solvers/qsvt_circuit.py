@@ -27,7 +27,7 @@ from qiskit import QuantumCircuit
 from qiskit.circuit.library import UnitaryGate
 
 from torch_qsgd.errors import SizeError
-from torch_qsgd.linear_system import LinearSystem, Matrix
+from torch_qsgd.linear_system import LinearSystem, Matrix, length
 from torch_qsgd.solvers.circuit_program import Program, prepared
 from torch_qsgd.solvers.phases import symmetric_phases
 from torch_qsgd.solvers.qsvt import QSVT
@@ -100,12 +100,11 @@ def qsvt_program(system: LinearSystem, solver: QSVT) -> Program:
     circuit.h(sign_ancilla)
 
     sign = -1 if polynomial.degree % 4 == 3 else 1
-    length = float(np.linalg.norm(system.rhs))
     return Program(
         circuit=circuit,
         system=register,
         postselect={block_ancilla: 0, sign_ancilla: 0},
-        factor=complex(sign * length * polynomial.normalization / alpha),
+        factor=complex(sign * polynomial.normalization * (length(system.rhs) / alpha)),
         offset=0,
         size=system.size,
         queries=polynomial.degree,
