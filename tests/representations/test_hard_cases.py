@@ -216,7 +216,7 @@ def test_a_distributed_checkpoint_taken_in_mid_window_goes_on(
 FORMS = ["jet", "krylov", "explicit"]
 
 
-@pytest.mark.parametrize(("saved", "loaded"), itertools.permutations(FORMS, 2))
+@pytest.mark.parametrize(("saved", "loaded"), list(itertools.permutations(FORMS, 2)))
 def test_a_state_in_mid_window_is_refused_by_another_representation(
     saved: str, loaded: str
 ) -> None:
