@@ -35,7 +35,7 @@ bench-step: $(READY)  ## cost of one window step, in gradient evaluations
 
 bench-solvers: $(READY)  ## time and error of each linear solver, beside SciPy and QSP packages
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[peers]"
-	$(BIN)/python benchmarks/solvers.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/solvers.py --output runs/solvers.json
 
 clean:  ## remove the environment and what runs have left
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
