@@ -26,7 +26,8 @@ class WindowRecord:
         queries: calls of the system's block encoding, or of its exponential, in one run.
         final_probability: P(final), of finding the history state at its final time; ``None``
             where nothing moved.
-        level_one_probability: P(u | final), of finding the displacement there.
+        level_one_probability: P(u | final), of finding the displacement there; with momentum, the
+            displacement or ηv.
         copies: of the displacement's state that the readout used; 0 for an exact readout.
         expected_copies, guaranteed_copies: those that reach its precision in practice, and by the
             theorem; see :class:`torch_qsgd.readout.Reading`.

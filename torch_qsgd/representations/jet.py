@@ -23,7 +23,7 @@ from torch_qsgd.representations.base import (
     Rows,
     reported,
 )
-from torch_qsgd.solvers import JetWindow
+from torch_qsgd.solvers import Exact, JetWindow
 
 if TYPE_CHECKING:
     from torch_qsgd.state import WindowState
@@ -135,7 +135,9 @@ class Jet(Representation):
             for p in group["params"]
         }
         moving = [p for p in opt._held("velocity_1") if p.requires_grad or self._moved(opt, p)]
-        scaled = [p for p in moving if scale_of[p]]
+        # What is taken exactly needs no copy at another scale.
+        exactly = opt.readout is None and isinstance(opt.solver, Exact)
+        scaled = [p for p in moving if scale_of[p] and not exactly]
         scales = [scale_of[p] for p in scaled]
         odds = self._odds(opt._cycle["grams"])
         window = JetWindow(
