@@ -199,6 +199,11 @@ def test_what_is_wrong_is_said() -> None:
             krylov_window(model, F.mse_loss, x, y + 1, dimension=dimension, lr=0.1)
     with pytest.raises(ValueError, match="degree must be at least 1"):
         krylov_window(model, F.mse_loss, x, y + 1, dimension=1, lr=0.1, degree=0)
+    for masks in ([None], [None] * 3, [torch.ones(3, dtype=torch.bool), None]):
+        with pytest.raises(ValueError, match="masks must be one a trainable parameter, 2 of them"):
+            krylov_window(model, F.mse_loss, x, y + 1, dimension=1, lr=0.1, masks=masks)
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        krylov_window(nn.Tanh(), F.mse_loss, x, x, dimension=1, lr=0.1)
     with higher_derivatives():
         gradients = torch.autograd.grad(F.mse_loss(model(x), y + 1), list(model.parameters()))
     basis = krylov_basis(gradients, list(model.parameters()), 1)

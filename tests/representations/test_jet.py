@@ -183,6 +183,16 @@ def test_noise_leaves_pruned_weights_and_a_resting_window_alone() -> None:
     assert torch.equal(vector(still.parameters()), kept)
 
 
+def test_a_window_whose_parameters_are_all_frozen_moves_nothing() -> None:
+    model = tanh_network()
+    opt = QuantumSGD(model.parameters(), density=1, window=3)
+    opt.upload()
+    before = vector(model.parameters())
+    model.requires_grad_(False)
+    assert opt.download().displacement == 0
+    assert torch.equal(vector(model.parameters()), before)
+
+
 def test_the_gram_matrices_survive_a_saved_state() -> None:
     model = tanh_network()
     options = {"lr": 0.05, "density": 1, "window": STEPS, "order": 2}

@@ -79,7 +79,8 @@ def krylov_window(
 
     Raises:
         GraphError: where the model has no derivatives of that order.
-        ValueError: for a dimension or degree below 1, or a zero gradient.
+        ValueError: for a dimension or degree below 1, masks that do not fit, a zero gradient, or
+            a model without a trainable parameter.
 
     Cost: m Hessian-vector products, then C(m + D, D) − 1 reverse passes.
 
@@ -96,6 +97,16 @@ def krylov_window(
         [(8, 4), (8,), (1, 8), (1,)]
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("the model has no trainable parameter")
+    if masks is not None and (
+        len(masks) != len(parameters)
+        or any(m is not None and m.shape != p.shape for m, p in zip(masks, parameters, strict=True))
+    ):
+        raise ValueError(
+            f"masks must be one a trainable parameter, {len(parameters)} of them, of its shape, "
+            "or None where all of it is active"
+        )
     with torch.enable_grad(), higher_derivatives():
         gradients = torch.autograd.grad(
             loss_fn(forward(model, inputs), targets),

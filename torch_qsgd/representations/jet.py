@@ -129,6 +129,8 @@ class Jet(Representation):
         """
         opt._allocate(opt._trainable())
         params = [p for p in opt._held("jet_1") if p.requires_grad or self._moved(opt, p)]
+        if not params:  # everything was frozen before a step was taken
+            return Outcome([], [])
         scale_of = {
             p: scale
             for group, scale in zip(opt.param_groups, self._scales(opt), strict=True)
