@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from torch_qsgd.batches import forward as forward
 from torch_qsgd.errors import DivergenceError
 
 Masks = dict[str, Tensor]
@@ -51,15 +52,6 @@ class PruningContext:
 
 
 Method = Callable[[Mapping[str, Tensor], float, PruningContext], Masks]
-
-
-def forward(model: nn.Module, inputs: Any) -> Any:
-    """Call the model: a tuple or list of inputs is unpacked, a mapping is passed by keyword."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return model(*inputs)
-    return model(inputs)
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from torch_qsgd.carleman.jet import jet_dtype, norm
-from torch_qsgd.derivatives.taylor import reverse
+from torch_qsgd.derivatives.coordinates import Coordinates
+from torch_qsgd.derivatives.products import hessian_vector_product
 from torch_qsgd.errors import SizeError
+from torch_qsgd.hessian.basis import OrthonormalBasis
 
 Array = NDArray[np.float64]
 Vector = list[Tensor]
@@ -96,13 +97,7 @@ class UnitBasis(Basis):
     """
 
     def __init__(self, parameters: Sequence[Tensor], masks: Masks, limit: int) -> None:
-        self._like = [p.detach() for p in parameters]
-        self._positions = [
-            torch.arange(p.numel(), device=p.device)
-            if mask is None
-            else mask.flatten().nonzero().flatten()
-            for p, mask in zip(parameters, masks, strict=True)
-        ]
+        self._coordinates = Coordinates(parameters, masks)
         if self.size > limit:
             raise SizeError(
                 f"{self.size:,} active coordinates are more than the {limit:,} that the explicit "
@@ -113,30 +108,18 @@ class UnitBasis(Basis):
     @property
     def size(self) -> int:
         """n, the active coordinates."""
-        return sum(len(index) for index in self._positions)
+        return self._coordinates.size
 
     def project(self, vector: Sequence[Tensor | None]) -> Tensor | None:
         """See :class:`Basis`. Cost: one selection."""
-        known = [x for x in vector if x is not None]
-        if not known:
+        if all(x is None for x in vector):
             return None
-        return torch.cat(
-            [
-                known[0].new_zeros(len(index)) if x is None else x.flatten()[index]
-                for x, index in zip(vector, self._positions, strict=True)
-            ]
-        )
+        return self._coordinates.flatten(vector)
 
     def lift(self, coordinates: ArrayLike) -> Vector:
         """See :class:`Basis`. Cost: one pass."""
         weights = torch.as_tensor(np.asarray(coordinates, dtype=float))
-        parts = weights.split([len(index) for index in self._positions])
-        lifted = []
-        for p, index, part in zip(self._like, self._positions, parts, strict=True):
-            flat = torch.zeros(p.numel(), dtype=jet_dtype(p.dtype), device=p.device)
-            flat[index] = part.to(flat)
-            lifted.append(flat.view(p.shape))
-        return lifted
+        return self._coordinates.unflatten(weights, self._coordinates.dtype)
 
 
 def krylov_basis(
@@ -168,42 +151,35 @@ def krylov_basis(
         ValueError: for a dimension below 1.
         GraphError: where the graph cannot be differentiated again.
 
-    Cost: at most m Hessian-vector products and 2 m² inner products.
+    Cost: at most m Hessian-vector products and 2 m² inner products; m vectors of the active
+    coordinates.
     """
     if isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 1:
         raise ValueError(f"dimension must be an integer of at least 1, got {dimension!r}")
-    active = masks or [None] * len(parameters)
-
-    def masked(vector: Sequence[Tensor | None]) -> Vector:
-        return [
-            torch.zeros(p.shape, dtype=jet_dtype(p.dtype), device=p.device)
-            if v is None
-            else v.detach().to(jet_dtype(p.dtype)) * (1 if mask is None else mask)
-            for v, p, mask in zip(vector, parameters, active, strict=True)
-        ]
-
+    coordinates = Coordinates(parameters, masks)
     starts: list[Sequence[Tensor | None]] = [gradients]
     if weight_decay:  # of what moves at all
         starts.append(
             [None if g is None else p for g, p in zip(gradients, parameters, strict=True)]
         )
-    basis: list[Vector] = []
+    empty = torch.zeros(coordinates.size, dtype=coordinates.dtype, device=coordinates.device)
+    basis = OrthonormalBasis(min(dimension, coordinates.size), like=empty)
+    rounding = _BREAKDOWN * torch.finfo(coordinates.dtype).eps
     multiplied = 0
-    while len(basis) < dimension and (starts or multiplied < len(basis)):
+    while basis.size < basis.capacity and (starts or multiplied < basis.size):
         if starts:
-            direction = masked(starts.pop(0))
+            vector = starts.pop(0)
         else:
-            direction = masked(_product(gradients, parameters, basis[multiplied]))
+            direction = coordinates.unflatten(basis.rows[multiplied])
+            vector = hessian_vector_product(gradients, parameters, direction)
             multiplied += 1
-        whole = float(norm(direction))
-        for _ in range(2):
-            for v in basis:
-                torch._foreach_add_(direction, list(torch._foreach_mul(v, -_dot(v, direction))))
-        length = float(norm(direction))
-        rounding = _BREAKDOWN * max(torch.finfo(v.dtype).eps for v in direction)
+        fresh = coordinates.flatten([None if v is None else v.detach() for v in vector])
+        whole = fresh.norm()
+        basis.orthogonalize(fresh)
+        length = fresh.norm()
         if whole > 0 and length > rounding * whole:
-            basis.append(list(torch._foreach_mul(direction, 1 / length)))
-    return DirectionBasis(basis)
+            basis.append(fresh / length)
+    return DirectionBasis([coordinates.unflatten(v, coordinates.dtype) for v in basis.rows])
 
 
 def add_decay(
@@ -230,26 +206,3 @@ def add_decay(
             for w in np.eye(basis.size)
         ]
     )
-
-
-def _product(
-    gradients: Sequence[Tensor | None], parameters: Sequence[Tensor], direction: Vector
-) -> list[Tensor | None]:
-    """H v, through the gradient's graph, which is kept."""
-    used = [
-        (g, v.to(p.dtype))
-        for g, v, p in zip(gradients, direction, parameters, strict=True)
-        if g is not None and g.requires_grad
-    ]
-    return reverse(
-        [g for g, _ in used],
-        parameters,
-        [v for _, v in used],
-        retain_graph=True,
-        create_graph=False,
-    )
-
-
-def _dot(a: Vector, b: Vector) -> float:
-    terms = [torch.dot(x.flatten(), y.flatten()).double() for x, y in zip(a, b, strict=True)]
-    return float(torch.stack([t.to(terms[0].device) for t in terms]).sum())

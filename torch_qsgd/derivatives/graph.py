@@ -78,3 +78,34 @@ def refuse_unusable_graph(gradients: Iterable[Tensor], order: int) -> None:
             f"wrong or lacks, and order {order} needs them: {RECORDING}, so that normalisations "
             "are composed of primitives."
         )
+
+
+def saved_bytes(tensors: Iterable[Tensor]) -> int:
+    """Memory that the graph behind ``tensors`` keeps alive, in bytes; each storage counts once.
+
+    Cost: one visit a node, some 20 µs each.
+
+    Example:
+        >>> import torch
+        >>> x = torch.ones(1000, requires_grad=True)
+        >>> saved_bytes([x.sin()])  # x itself
+        4000
+    """
+    storages: dict[int, int] = {}
+    for node in _nodes(tensors):
+        for tensor in _saved(node):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _saved(node: Any) -> Iterator[Tensor]:
+    for name in dir(node):
+        if not (name.startswith("_saved_") or name == "saved_tensors"):
+            continue
+        try:
+            value = getattr(node, name)
+        except RuntimeError:  # freed, or changed in place: no longer of use, nor held
+            continue
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        yield from (v for v in values if isinstance(v, Tensor))

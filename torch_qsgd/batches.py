@@ -1,0 +1,165 @@
+"""Batches of data: one, a list, or a loader; each pass over them sees the same."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Batch = tuple[Any, Any]
+
+#: Number of terms that a batch's mean loss is a mean of.
+Count = Callable[[Any, Any], float]
+
+
+def forward(model: nn.Module, inputs: Any) -> Any:
+    """Call the model: a tuple or list of inputs is unpacked, a mapping is passed by keyword."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {key: _moved(part, device) for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_moved(part, device) for part in value)
+    return value
+
+
+def samples(inputs: Any, targets: Any) -> float:
+    """Length of the first dimension of the targets, or of the inputs where there is none."""
+    for tensor in (*_tensors(targets), *_tensors(inputs)):
+        if tensor.dim():
+            return float(len(tensor))
+    raise ValueError(
+        "a batch holds no tensor whose length tells its number of samples: give `count=`, a "
+        "function of inputs and targets"
+    )
+
+
+class Batches:
+    """Data as batches ``(inputs, targets)``; each pass over them gives the same ones.
+
+    Args:
+        data: one batch as a tuple ``(inputs, targets)``; or any iterable of batches, such as a
+            list or a ``DataLoader``.
+        device: where they are moved to.
+        memory: bytes of batches from a loader that may be kept. Beyond, it is iterated again at
+            each pass, with the random states it had at the first: the same order and the same
+            augmentation.
+
+    Raises:
+        ValueError: where there is no batch, or a batch is no pair.
+
+    Cost: one pass over the data, the first time.
+    """
+
+    def __init__(self, data: Any, device: torch.device, memory: float) -> None:
+        self._device = device
+        self._memory = memory
+        self._kept: list[Batch] | None = None
+        if _is_one_batch(data):
+            self._kept = [self._checked(data)]
+        elif isinstance(data, Tensor) or not isinstance(data, Iterable):
+            raise ValueError(
+                "data must be one batch as a tuple (inputs, targets), or an iterable of such "
+                f"batches, got {type(data).__name__}"
+            )
+        # An iterator can be gone through only once, and so must be kept.
+        self._data = list(data) if isinstance(data, Iterator) else data
+        self._states = _RandomStates(self._data)
+        self.length: int | None = len(self._kept) if self._kept else None
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept: list[Batch] | None = [] if self.length is None else None
+        used, length = 0.0, 0
+        with self._states.replayed():
+            for given in self._data:
+                batch = self._checked(given)
+                length += 1
+                if kept is not None:
+                    used += sum(t.numel() * t.element_size() for t in _tensors(batch))
+                    kept = [*kept, batch] if used <= self._memory else None
+                yield batch
+        if self.length is not None and length != self.length:
+            raise ValueError(
+                f"data gave {self.length} batches at first and {length} now: give batches that "
+                "are the same at each pass"
+            )
+        if not length:
+            raise ValueError("data holds no batch")
+        self.length = length
+        self._kept = kept
+
+    def _checked(self, batch: Any) -> Batch:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            what = f"a sequence of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+            raise ValueError(
+                "a batch must be a pair (inputs, targets), got "
+                f"{what or type(batch).__name__}; inputs that are several belong into a tuple or "
+                "a mapping"
+            )
+        return _moved(batch[0], self._device), _moved(batch[1], self._device)
+
+
+def _is_one_batch(data: Any) -> bool:
+    """A tuple is a batch; so is what a loader yields, a list of two whose first holds no pair."""
+    if isinstance(data, tuple):
+        return True
+    return isinstance(data, list) and len(data) == 2 and isinstance(data[0], (Tensor, Mapping))
+
+
+class _RandomStates:
+    """The random states that iterating over data depends on, as they were at construction."""
+
+    def __init__(self, data: Any) -> None:
+        holders = [data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None)]
+        holders.append(getattr(holders[2], "sampler", None))
+        found = [getattr(holder, "generator", None) for holder in holders]
+        self._generators = {id(g): g for g in found if isinstance(g, torch.Generator)}.values()
+        self._start = self._read()
+
+    def _read(self) -> tuple[Any, ...]:
+        own = [generator.get_state() for generator in self._generators]
+        return torch.get_rng_state(), random.getstate(), np.random.get_state(), own  # noqa: NPY002
+
+    def _write(self, states: tuple[Any, ...]) -> None:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])  # noqa: NPY002
+        for generator, state in zip(self._generators, states[3], strict=True):
+            generator.set_state(state)
+
+    @contextlib.contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Start from the states at construction; on leaving, all are what they were."""
+        before = self._read()
+        self._write(self._start)
+        try:
+            yield
+        finally:
+            self._write(before)

@@ -1,0 +1,73 @@
+"""A convolution and the eval-mode batch normalisation behind it, as one convolution.
+
+With running statistics :math:`\\mu, \\sigma^2` the normalisation is affine, so that
+
+.. math::
+    \\gamma \\frac{(x * w + b) - \\mu}{\\sqrt{\\sigma^2 + \\epsilon}} + \\beta
+    = x * (w s) + (b - \\mu) s + \\beta, \\qquad s = \\frac{\\gamma}{\\sqrt{\\sigma^2 + \\epsilon}}
+
+exactly, with the derivatives in w, b, γ and β. The graph then holds one activation less a layer,
+and its derivatives no pass over activations for the normalisation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torch_qsgd.derivatives.convolution import convolution
+
+CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+
+
+class Folding:
+    """Remembers the latest convolution, for the normalisation that may follow it.
+
+    Cost: the convolution is computed a second time, in the forward pass only.
+    """
+
+    def __init__(self) -> None:
+        self._latest: tuple[Tensor, tuple[Any, ...], dict[str, Any]] | None = None
+
+    def convolution(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As :func:`torch_qsgd.derivatives.convolution.convolution`."""
+        output = convolution(*args, **kwargs)
+        self._latest = output, args, kwargs
+        return output
+
+    def batch_norm(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+        """``F.batch_norm`` of the latest convolution's output; ``None`` for any other input."""
+        latest, self._latest = self._latest, None
+        if latest is None or latest[0] is not input:
+            return None
+        return _folded(latest[1], latest[2], *args, **kwargs)
+
+
+def _folded(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    if training or running_mean is None or running_var is None:
+        return None
+    given = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
+    kernel, shift = given["weight"], given.get("bias")
+    scale = torch.rsqrt(running_var + eps)
+    if weight is not None:
+        scale = scale * weight
+    offset = -running_mean * scale if shift is None else (shift - running_mean) * scale
+    if bias is not None:
+        offset = offset + bias
+    given["weight"] = kernel * scale.to(kernel.dtype).view(-1, *[1] * (kernel.dim() - 1))
+    given["bias"] = offset.to(kernel.dtype)
+    operands = [given.pop(name) for name in ("input", "weight", "bias")]
+    return convolution(*operands, *args[3:], **given)
