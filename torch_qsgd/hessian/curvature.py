@@ -1,0 +1,225 @@
+"""Second derivatives of the mean loss over batches, with the graphs that memory allows to keep."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from torch_qsgd.batches import Batches, Count, forward
+from torch_qsgd.derivatives import higher_derivatives
+from torch_qsgd.derivatives.coordinates import Coordinates
+from torch_qsgd.derivatives.graph import saved_bytes
+from torch_qsgd.derivatives.products import CurvatureGraph, GaussNewtonGraph, HessianGraph
+from torch_qsgd.errors import DivergenceError, GraphError, SizeError
+
+LossFunction = Callable[..., Tensor]
+
+#: Share of the free memory that batches and graphs may take unless told otherwise.
+_SHARE = 0.5
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that can still be taken on a device."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    return float(psutil.virtual_memory().available)
+
+
+class Curvature:
+    """The Hessian (or Gauss–Newton matrix) over all of some parameters, as a sum over batches.
+
+    Args:
+        model, loss_fn: ``loss_fn(model(inputs), targets)`` is a batch's loss.
+        parameters: the leaves.
+        batches: the data.
+        kind: ``"hessian"`` or ``"ggn"``.
+        count: terms that a batch's mean loss is a mean of; ``None`` where losses are sums.
+        keep_graph: ``"auto"``, True, or False.
+        memory: bytes that graphs may take; ``None`` for half of what is free.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        parameters: Sequence[Tensor],
+        batches: Batches,
+        kind: str,
+        count: Count | None,
+        keep_graph: str | bool,
+        memory: float | None,
+    ) -> None:
+        self.model = model
+        self.parameters = list(parameters)
+        self.products = 0
+        self._loss_fn = loss_fn
+        self._batches = batches
+        self._kind = kind
+        self._count = count
+        self._keep_graph = keep_graph
+        self._memory = memory
+        self._kept: list[tuple[CurvatureGraph, float]] = []
+        self._whole = False  # whether every batch's graph is kept
+        self._versions = [p._version for p in self.parameters]
+
+    # ---- Graphs ------------------------------------------------------------------------------
+
+    def build(self, index: int, inputs: Any, targets: Any) -> tuple[CurvatureGraph, float]:
+        """One batch's graph, and the weight of its loss; the model is left as it was.
+
+        Raises:
+            DivergenceError: where the loss is NaN or infinite.
+        """
+        where = f"batch {index + 1}"
+        with (
+            _memory_errors(f"the graph of {where}"),
+            self._untouched(seed=index),
+            higher_derivatives(fold=True),
+            torch.enable_grad(),
+        ):
+            outputs = forward(self.model, inputs)
+            loss = self._loss_fn(outputs, targets)
+            self._require_loss(loss, where)
+            graph: CurvatureGraph
+            if self._kind == "ggn":
+                graph = GaussNewtonGraph(
+                    outputs, lambda z: self._loss_fn(z, targets), self.parameters
+                )
+            else:
+                graph = HessianGraph(loss, self.parameters)
+        terms = 1.0 if self._count is None else float(self._count(inputs, targets))
+        if not (math.isfinite(terms) and terms > 0):
+            raise ValueError(f"{where} counts {terms} terms: a batch's count must be above 0")
+        return graph, terms
+
+    def _require_loss(self, loss: Any, where: str) -> None:
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"loss_fn must return one number, got {shape} on {where}")
+        if not math.isfinite(loss.detach()):
+            raise DivergenceError(
+                f"the loss on {where} is {float(loss.detach())}: it has no Hessian. Look at the "
+                "weights and at the data"
+            )
+        if not loss.requires_grad:
+            raise GraphError(
+                f"the loss on {where} does not depend on the parameters: it was detached, or "
+                "computed under torch.no_grad or torch.inference_mode"
+            )
+
+    @contextlib.contextmanager
+    def _untouched(self, seed: int) -> Iterator[None]:
+        """Put back buffers and random states; dropout draws the same numbers for a batch."""
+        buffers = list(self.model.buffers())
+        copies = [b.clone() for b in buffers]
+        versions = [b._version for b in buffers]
+        flags = [(module, module.training) for module in self.model.modules()]
+        devices = sorted({p.device.index or 0 for p in self.parameters if p.device.type == "cuda"})
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            try:
+                yield
+            finally:
+                with torch.no_grad():
+                    for buffer, copy, version in zip(buffers, copies, versions, strict=True):
+                        if buffer._version != version:
+                            buffer.copy_(copy)
+                for module, flag in flags:
+                    module.training = flag
+
+    def graphs(self) -> Iterator[tuple[CurvatureGraph, float]]:
+        """Every batch's graph and weight; kept ones first, in the batches' order."""
+        if [p._version for p in self.parameters] != self._versions:
+            raise GraphError(
+                "the parameters have changed since this operator was made: make a new one at the "
+                "present weights"
+            )
+        yield from list(self._kept)
+        if self._whole:
+            return
+        known = len(self._kept)
+        keeping = self._keep_graph is not False
+        with contextlib.closing(iter(self._batches)) as batches:  # type: ignore[type-var]
+            for index, batch in enumerate(itertools.islice(batches, known, None), known):
+                built = self.build(index, *batch)
+                if keeping and self._fits(built[0], index):
+                    self._kept.append(built)
+                else:
+                    keeping = False
+                yield built
+        self._whole = len(self._kept) == self._batches.length
+
+    def keep(self, graph: CurvatureGraph, terms: float) -> None:
+        """Take over the first batch's graph, where graphs are kept."""
+        if self._keep_graph is not False and not self._kept:
+            self._kept.append((graph, terms))
+
+    def _fits(self, graph: CurvatureGraph, index: int) -> bool:
+        # One graph is needed for a product in any case.
+        if self._keep_graph is True or index == 0:
+            return True
+        if self._memory is None:  # what graphs hold already counts as free
+            device = self.parameters[0].device
+            self._memory = _SHARE * (free_memory(device) + saved_bytes(self._kept[0][0].roots))
+        held = sum(saved_bytes(kept.roots) for kept, _ in self._kept)
+        return held + saved_bytes(graph.roots) <= self._memory
+
+    def close(self) -> None:
+        """Free the graphs; the next product makes them again."""
+        self._kept.clear()
+        self._whole = False
+
+    # ---- Products ----------------------------------------------------------------------------
+
+    def multiply(self, vectors: Tensor, coordinates: Coordinates, chosen: Sequence[int]) -> Tensor:
+        """Σ_b c_b H_b V and Σ_b c_b, stacked below each other: shape (n + 1, k).
+
+        Args:
+            vectors: V, of shape (n, k).
+            coordinates: of the chosen parameters.
+            chosen: their positions.
+
+        Raises:
+            DivergenceError: where a product is NaN or infinite.
+
+        Cost: k products a batch, and a gradient for each batch whose graph is not kept.
+        """
+        n, k = vectors.shape
+        total = torch.zeros(k, n, dtype=coordinates.dtype, device=coordinates.device)
+        weight = 0.0
+        for graph, terms in self.graphs():
+            for j in range(k):
+                directions = coordinates.unflatten(vectors[:, j])
+                with _memory_errors("a product"):
+                    product = coordinates.flatten(graph.product(directions, chosen))
+                total[j].add_(product, alpha=terms)
+            weight += terms
+        self.products += k
+        weights = torch.full((1, k), weight, dtype=total.dtype, device=total.device)
+        return torch.cat([total.T, weights])
+
+
+@contextlib.contextmanager
+def _memory_errors(what: str) -> Iterator[None]:
+    """PyTorch's out-of-memory errors, with what to change."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        cause: Exception = error
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        cause = error
+    else:
+        return
+    raise SizeError(
+        f"{what} does not fit into memory: give the data in smaller batches (their mean is the "
+        f"same), keep_graph=False, or fewer layers. PyTorch says: {cause}"
+    ) from cause
