@@ -84,7 +84,7 @@ class Batches:
         elif isinstance(data, Tensor) or not isinstance(data, Iterable):
             raise ValueError(
                 "data must be one batch as a tuple (inputs, targets), or an iterable of such "
-                f"batches, got {type(data).__name__}"
+                f"batches, got {type(data).__name__}; a Dataset belongs into a DataLoader"
             )
         # An iterator can be gone through only once, and so must be kept.
         self._data = list(data) if isinstance(data, Iterator) else data

@@ -1,6 +1,11 @@
 """Derivatives of a loss that are right at every order."""
 
-from torch_qsgd.derivatives.mode import checkpoint_contexts, higher_derivatives, keep_graph
+from torch_qsgd.derivatives.mode import (
+    checkpoint_contexts,
+    higher_derivatives,
+    keep_graph,
+    second_derivatives,
+)
 from torch_qsgd.derivatives.projected import projected_derivatives
 from torch_qsgd.derivatives.taylor import loss_along_path, taylor_coefficients
 
@@ -10,5 +15,6 @@ __all__ = [
     "keep_graph",
     "loss_along_path",
     "projected_derivatives",
+    "second_derivatives",
     "taylor_coefficients",
 ]

@@ -15,9 +15,9 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import CheckpointError
 
 from torch_qsgd.derivatives.convolution import convolution
-from torch_qsgd.derivatives.folding import CONVOLUTIONS, Folding
 from torch_qsgd.derivatives.graph import refuse_unusable_graph
 from torch_qsgd.derivatives.normalization import COMPOSED
+from torch_qsgd.derivatives.second_order import CONVOLUTIONS, SecondOrderBatchNorm
 from torch_qsgd.errors import GraphError
 
 _REPLACEMENTS: dict[Callable[..., Any], Callable[..., Tensor]] = {
@@ -35,22 +35,22 @@ class _HigherDerivatives(TorchFunctionMode):
         return _REPLACEMENTS.get(func, func)(*args, **(kwargs or {}))
 
 
-class _Folded(_HigherDerivatives):
-    """Also folds eval-mode batch normalisations into the convolutions before them."""
+class _SecondDerivatives(_HigherDerivatives):
+    """Cheaper batch normalisation, which has no third derivative."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._folding = Folding()
+        self._normalization = SecondOrderBatchNorm()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func in CONVOLUTIONS:
-            return self._folding.convolution(*args, **(kwargs or {}))
+            return self._normalization.convolution(*args, **(kwargs or {}))
         if func is F.batch_norm:
-            folded = self._folding.batch_norm(*args, **(kwargs or {}))
-            if folded is not None:
-                return folded
+            found = self._normalization.batch_norm(*args, **(kwargs or {}))
+            if found is not None:
+                return found
         return super().__torch_function__(func, types, args, kwargs)
 
 
@@ -103,7 +103,7 @@ class _KeepGraph(_HigherDerivatives):
 
 
 @contextlib.contextmanager
-def higher_derivatives(fold: bool = False) -> Iterator[None]:
+def higher_derivatives() -> Iterator[None]:
     """Context in which a model's higher derivatives are right.
 
     Native normalisations are replaced by composed ones, convolutions by ones with a cheaper
@@ -111,11 +111,6 @@ def higher_derivatives(fold: bool = False) -> Iterator[None]:
     derivatives. It must be on during the *forward* pass. It is local to the thread, except for
     the choice of attention backend, which PyTorch keeps globally and which is put back on
     leaving.
-
-    Args:
-        fold: also compute a convolution and the eval-mode batch normalisation behind it as one
-            convolution, exactly: cheaper where the graph is used several times, for the forward
-            pass computes such convolutions twice.
 
     Cost: about 1.1 of a native forward and backward pass on a batch-normalised ResNet, and
     2.5 µs a PyTorch call.
@@ -128,8 +123,30 @@ def higher_derivatives(fold: bool = False) -> Iterator[None]:
         >>> torch.allclose(y, layer(x), atol=1e-6)
         True
     """
-    mode = _Folded() if fold else _HigherDerivatives()
-    with mode, sdpa_kernel(SDPBackend.MATH):
+    with _HigherDerivatives(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextlib.contextmanager
+def second_derivatives() -> Iterator[None]:
+    """:func:`higher_derivatives` for Hessian-vector products alone, which are cheaper then.
+
+    Batch normalisation in train mode has its second derivative by hand, and none beyond; in eval
+    mode it is folded into the convolution before it, exactly.
+
+    Cost: the forward pass computes folded convolutions twice; a Hessian-vector product costs 1.05
+    (eval) to 1.08 times (train) less on ResNet-18.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2)).eval()
+        >>> x = torch.randn(4, 1, 5, 5)
+        >>> with second_derivatives():
+        ...     y = model(x)
+        >>> torch.allclose(y, model(x), atol=1e-6)
+        True
+    """
+    with _SecondDerivatives(), sdpa_kernel(SDPBackend.MATH):
         yield
 
 

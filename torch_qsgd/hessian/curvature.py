@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_qsgd.batches import Batches, Count, forward
-from torch_qsgd.derivatives import higher_derivatives
+from torch_qsgd.derivatives import second_derivatives
 from torch_qsgd.derivatives.coordinates import Coordinates
 from torch_qsgd.derivatives.graph import saved_bytes
 from torch_qsgd.derivatives.products import CurvatureGraph, GaussNewtonGraph, HessianGraph
@@ -81,7 +81,7 @@ class Curvature:
         with (
             _memory_errors(f"the graph of {where}"),
             self._untouched(seed=index),
-            higher_derivatives(fold=True),
+            second_derivatives(),
             torch.enable_grad(),
         ):
             outputs = forward(self.model, inputs)
@@ -119,7 +119,6 @@ class Curvature:
         """Put back buffers and random states; dropout draws the same numbers for a batch."""
         buffers = list(self.model.buffers())
         copies = [b.clone() for b in buffers]
-        versions = [b._version for b in buffers]
         flags = [(module, module.training) for module in self.model.modules()]
         devices = sorted({p.device.index or 0 for p in self.parameters if p.device.type == "cuda"})
         with torch.random.fork_rng(devices=devices):
@@ -128,8 +127,9 @@ class Curvature:
                 yield
             finally:
                 with torch.no_grad():
-                    for buffer, copy, version in zip(buffers, copies, versions, strict=True):
-                        if buffer._version != version:
+                    for buffer, copy in zip(buffers, copies, strict=True):
+                        # A write, even of the same values, would spoil graphs that hold it.
+                        if not torch.equal(buffer, copy):
                             buffer.copy_(copy)
                 for module, flag in flags:
                     module.training = flag

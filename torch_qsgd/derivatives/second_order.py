@@ -1,6 +1,7 @@
-"""A convolution and the eval-mode batch normalisation behind it, as one convolution.
+"""Batch normalisation where second derivatives are all that is wanted.
 
-With running statistics :math:`\\mu, \\sigma^2` the normalisation is affine, so that
+In train mode its second derivative is by hand. In eval mode it is folded into the convolution
+before it: with running statistics :math:`\\mu, \\sigma^2` it is affine, and
 
 .. math::
     \\gamma \\frac{(x * w + b) - \\mu}{\\sqrt{\\sigma^2 + \\epsilon}} + \\beta
@@ -18,15 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torch_qsgd.derivatives.batch_norm import batch_norm
 from torch_qsgd.derivatives.convolution import convolution
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
+_FULL = (torch.float32, torch.float64)
 
-class Folding:
+
+class SecondOrderBatchNorm:
     """Remembers the latest convolution, for the normalisation that may follow it.
 
-    Cost: the convolution is computed a second time, in the forward pass only.
+    Cost: a folded convolution is computed twice, in the forward pass only.
     """
 
     def __init__(self) -> None:
@@ -38,27 +42,46 @@ class Folding:
         self._latest = output, args, kwargs
         return output
 
-    def batch_norm(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
-        """``F.batch_norm`` of the latest convolution's output; ``None`` for any other input."""
+    def batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor | None:
+        """``F.batch_norm``, folded or by hand; ``None`` where neither applies.
+
+        Folded where it is affine and its input the latest convolution's output, by hand in train
+        mode on (N, C, …) of one precision.
+        """
         latest, self._latest = self._latest, None
-        if latest is None or latest[0] is not input:
+        if not training:
+            if latest is None or latest[0] is not input:
+                return None
+            if running_mean is None or running_var is None:
+                return None
+            _, args, kwargs = latest
+            return _folded(args, kwargs, running_mean, running_var, weight, bias, eps)
+        known = [t for t in (weight, bias, running_mean, running_var) if t is not None]
+        uniform = input.dtype in _FULL and all(t.dtype == input.dtype for t in known)
+        if not uniform or (weight is None) != (bias is None) or input.numel() <= input.shape[1]:
             return None
-        return _folded(latest[1], latest[2], *args, **kwargs)
+        return batch_norm(input, running_mean, running_var, weight, bias, momentum, eps)
 
 
 def _folded(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor | None:
-    if training or running_mean is None or running_var is None:
-        return None
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Tensor:
     given = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
     kernel, shift = given["weight"], given.get("bias")
     scale = torch.rsqrt(running_var + eps)
