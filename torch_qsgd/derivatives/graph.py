@@ -21,7 +21,7 @@ _NATIVE_NORMALIZATION = (
     "FusedRmsNorm",
 )
 
-#: No second derivative in PyTorch at all; the reason, and what to change.
+#: No second derivative in PyTorch, or a wrong one; the reason, and what to change.
 _NO_SECOND_DERIVATIVE = {
     "CompiledFunction": "torch.compile keeps no second derivative: train the uncompiled model",
     "ScaledDotProduct": (
@@ -31,6 +31,9 @@ _NO_SECOND_DERIVATIVE = {
         "reentrant checkpointing cuts the graph: pass `use_reentrant=False` to `checkpoint`"
     ),
     "SyncBatchNorm": "SyncBatchNorm has no second derivative: use BatchNorm or GroupNorm",
+    "WeightNormInterface": (
+        "PyTorch's weight_norm has a wrong second derivative (by half, in one test): " + RECORDING
+    ),
     "CudnnRnn": (
         "cuDNN's recurrent layers have no second derivative: run the forward pass under "
         "`torch.backends.cudnn.flags(enabled=False)`"

@@ -183,6 +183,17 @@ def rms_norm(
     return _affine(normalised, weight, None, normalized_shape).to(input.dtype)
 
 
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """``torch._weight_norm``, g v/‖v‖, from primitives; PyTorch's second derivative is wrong.
+
+    Args:
+        v: direction of the weight.
+        g: its length, along ``dim``; of the whole tensor where that is −1.
+    """
+    dims = list(range(v.dim())) if dim == -1 else [d for d in range(v.dim()) if d != dim]
+    return v * (g * torch.rsqrt((v * v).sum(dims, keepdim=dim != -1)))
+
+
 def _torch_batch_norm(
     input: Tensor,
     weight: Tensor | None,
@@ -236,4 +247,5 @@ COMPOSED: dict[Callable[..., Any], Callable[..., Tensor]] = {
     torch.layer_norm: _without_cudnn_flag(layer_norm),
     torch.group_norm: _without_cudnn_flag(group_norm),
     torch.rms_norm: rms_norm,
+    torch._weight_norm: weight_norm,
 }

@@ -27,6 +27,22 @@ CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _FULL = (torch.float32, torch.float64)
 
 
+class _Call:
+    """A convolution's operands and output, which may have been written to since."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        self.args, self.kwargs, self._output = args, kwargs, output
+        self._versions = self._read()
+
+    def _read(self) -> list[int]:
+        operands = (*self.args, *self.kwargs.values(), self._output)
+        return [t._version for t in operands if isinstance(t, Tensor)]
+
+    def gave(self, tensor: Tensor) -> bool:
+        """Whether the tensor is its output, and running it again would give the same."""
+        return tensor is self._output and self._read() == self._versions
+
+
 class SecondOrderBatchNorm:
     """Remembers the latest convolution, for the normalisation that may follow it.
 
@@ -34,12 +50,12 @@ class SecondOrderBatchNorm:
     """
 
     def __init__(self) -> None:
-        self._latest: tuple[Tensor, tuple[Any, ...], dict[str, Any]] | None = None
+        self._latest: _Call | None = None
 
     def convolution(self, *args: Any, **kwargs: Any) -> Tensor:
         """As :func:`torch_qsgd.derivatives.convolution.convolution`."""
         output = convolution(*args, **kwargs)
-        self._latest = output, args, kwargs
+        self._latest = _Call(args, kwargs, output)
         return output
 
     def batch_norm(
@@ -60,12 +76,11 @@ class SecondOrderBatchNorm:
         """
         latest, self._latest = self._latest, None
         if not training:
-            if latest is None or latest[0] is not input:
+            if latest is None or not latest.gave(input):
                 return None
             if running_mean is None or running_var is None:
                 return None
-            _, args, kwargs = latest
-            return _folded(args, kwargs, running_mean, running_var, weight, bias, eps)
+            return _folded(latest, running_mean, running_var, weight, bias, eps)
         known = [t for t in (weight, bias, running_mean, running_var) if t is not None]
         uniform = input.dtype in _FULL and all(t.dtype == input.dtype for t in known)
         if not uniform or (weight is None) != (bias is None) or input.numel() <= input.shape[1]:
@@ -74,15 +89,14 @@ class SecondOrderBatchNorm:
 
 
 def _folded(
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    call: _Call,
     running_mean: Tensor,
     running_var: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
 ) -> Tensor:
-    given = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
+    given = {**dict(zip(("input", "weight", "bias"), call.args, strict=False)), **call.kwargs}
     kernel, shift = given["weight"], given.get("bias")
     scale = torch.rsqrt(running_var + eps)
     if weight is not None:
@@ -93,4 +107,4 @@ def _folded(
     given["weight"] = kernel * scale.to(kernel.dtype).view(-1, *[1] * (kernel.dim() - 1))
     given["bias"] = offset.to(kernel.dtype)
     operands = [given.pop(name) for name in ("input", "weight", "bias")]
-    return convolution(*operands, *args[3:], **given)
+    return convolution(*operands, *call.args[3:], **given)
