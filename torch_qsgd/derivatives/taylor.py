@@ -103,6 +103,11 @@ def reverse(
             )
         )
     except RuntimeError as error:
+        if "is not implemented" in str(error):
+            raise GraphError(
+                f"PyTorch lacks a second derivative that the model needs: {error}. Replace the "
+                "operation by others with the same value"
+            ) from error
         raise GraphError(
             "the gradient's graph cannot be differentiated again: leave out "
             "`retain_graph=False`, do not change parameters or activations in place between the "

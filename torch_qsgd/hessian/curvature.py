@@ -146,7 +146,7 @@ class Curvature:
             return
         known = len(self._kept)
         keeping = self._keep_graph is not False
-        with contextlib.closing(iter(self._batches)) as batches:  # type: ignore[type-var]
+        with contextlib.closing(iter(self._batches)) as batches:
             for index, batch in enumerate(itertools.islice(batches, known, None), known):
                 built = self.build(index, *batch)
                 if keeping and self._fits(built[0], index):
