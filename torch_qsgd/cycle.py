@@ -5,8 +5,9 @@ upload → window of steps → download → classical steps → upload …
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +27,11 @@ Batch = tuple[Any, Any]
 
 
 class Cycle(WindowState):
-    """Base of :class:`torch_qsgd.QuantumSGD`: the cycle, without ways to hand in derivatives."""
+    """Base of :class:`torch_qsgd.QuantumSGD`: the cycle, without ways to hand in derivatives.
+
+    A window ends for the first of these that holds after a step: its length is reached, the jets'
+    ratio has passed the tolerance, the trigger names a reason.
+    """
 
     # ---- Upload ------------------------------------------------------------------------------
 
@@ -76,7 +81,17 @@ class Cycle(WindowState):
         for hook in list(self._upload_hooks.values()):
             hook(self)
 
+    def _require_batch(self, batch: Batch | None) -> None:
+        for group in self.param_groups:
+            if batch is None and group["pruning"] in NEEDS_MODEL and group["density"] < 1:
+                raise ValueError(
+                    f"pruning {group['pruning']!r} needs a batch at upload: call "
+                    "opt.upload(inputs, targets) before the forward pass, or "
+                    "opt.step(inputs, targets)"
+                )
+
     def _choose_masks(self, batch: Batch | None) -> dict[Tensor, Tensor]:
+        self._require_batch(batch)
         names, prunable = self._names(), self._prunable()
         bundles: dict[tuple[float, str], dict[str, Tensor]] = {}
         for group in self.param_groups:
@@ -87,11 +102,6 @@ class Cycle(WindowState):
         chosen: dict[Tensor, Tensor] = {}
         known = self.masks
         for (density, method), named in bundles.items():
-            if method in NEEDS_MODEL and batch is None:
-                raise ValueError(
-                    f"pruning {method!r} needs a batch at upload: call opt.upload(inputs, targets) "
-                    "before the forward pass, or opt.step(inputs, targets)"
-                )
             previous = {name: known[p] for name, p in named.items() if p in known}
             context = PruningContext(self._generator, previous, self.model, self.loss_fn, batch)
             masks = choose_masks(method, named, density, context)
@@ -190,7 +200,20 @@ class Cycle(WindowState):
             cycle["due"] = "length"
         elif norms[0] > 0 and norms[-1] / norms[0] > options["tolerance"]:
             cycle["due"] = "tolerance"
+        elif self.trigger is not None:
+            self._ask(self.trigger)
         self._download_if_due()
+
+    def _ask(self, trigger: Callable[[Any], str | None]) -> None:
+        """Asked when the step has been taken in full, which an error of the trigger leaves so."""
+        reason = trigger(self)
+        if reason is not None and not isinstance(reason, str):
+            raise TypeError(
+                "trigger must return the reason to end the window, a string, or None to go on; "
+                f"got {type(reason).__name__}"
+            )
+        if self.phase == "window":  # the trigger may have ended it itself
+            self._cycle["due"] = reason or ""
 
     def _download_if_due(self) -> None:
         """Where a solver or a readout has failed, the download stays due for the next step."""
@@ -217,6 +240,30 @@ class Cycle(WindowState):
         if self.phase != "window":
             raise RuntimeError(f"no window is open (phase {self.phase!r}): nothing to download")
         return self._download("requested")
+
+    def reupload(self, inputs: Any = None, targets: Any = None) -> WindowRecord | None:
+        """Download the open window and upload at once, with a new anchor.
+
+        The classical steps between the two, or what is left of them, are skipped: so pruning
+        finds the pruned weights at zero, and the mask stays unless the density has changed.
+        Outside a window there is nothing to download, and it only uploads.
+
+        Args:
+            inputs, targets: a batch, for the pruning methods that need one.
+
+        Returns:
+            The window's record, with the reason ``"requested"``; ``None`` outside a window.
+
+        Raises:
+            ValueError: where the pruning method needs a batch and has none; nothing is done then.
+            Exception: what ``download()`` and ``upload()`` raise.
+        """
+        self._require_outside("reupload()")
+        batch = None if inputs is None else (inputs, targets)
+        self._require_batch(batch)
+        record = self._download("requested") if self.phase == "window" else None
+        self._upload(batch)
+        return record
 
     @torch.no_grad()
     def _download(self, reason: str) -> WindowRecord:
@@ -272,6 +319,42 @@ class Cycle(WindowState):
             loss=None,
             predicted_loss=None,
         )
+
+    # ---- Looking ahead -----------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def predicted_weights(self) -> Iterator[None]:
+        """Hold the weights at θ* + Σ_k c_k, which an emulator may see in mid-window.
+
+        On leaving, the weights are what they were, to the bit; so are the model's buffers, where
+        ``model=`` was given. Outside a window it does nothing.
+
+        Cost: one copy of the parameters, and N passes.
+        """
+        self._require_outside("predicted_weights()")
+        if self.phase != "window" or self.window_step == 0:
+            yield
+            return
+        params, displacement = self.representation.displacement(self)
+        kept = [*params, *(self.model.buffers() if self.model is not None else ())]
+        with torch.no_grad():
+            saved = [t.clone() for t in kept]
+            displace(params, displacement)
+        try:
+            with self._entered("predicted_weights()"):
+                yield
+        finally:
+            with torch.no_grad():
+                for tensor, original in zip(kept, saved, strict=True):
+                    tensor.copy_(original)
+
+    @contextlib.contextmanager
+    def _entered(self, block: str) -> Iterator[None]:
+        self._inside = block
+        try:
+            yield
+        finally:
+            self._inside = None
 
 
 def displace(params: Sequence[Tensor], displacement: Sequence[Tensor]) -> None:

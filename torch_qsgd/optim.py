@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from torch_qsgd.cycle import Batch, Cycle, displace
+from torch_qsgd.cycle import Batch, Cycle
 from torch_qsgd.derivatives import keep_graph
 from torch_qsgd.derivatives.graph import RECORDING
 from torch_qsgd.derivatives.recorded import Recorded, Watch, require_dense
@@ -67,6 +67,11 @@ class QuantumSGD(Cycle):
             momentum.
         readout: a :class:`torch_qsgd.readout.Tomography`; ``None`` reads exactly.
         tolerance: a window ends early once ‖c_N‖/‖c_1‖ passes it; ``inf`` never.
+        trigger: ``trigger(optimizer)``, asked after each step of a window that goes on; where it
+            returns a non-empty string, the window ends by a download with that reason. If it has a
+            method ``attach``, as :class:`torch_qsgd.hessian.DissipativityMonitor`, that is called
+            with the optimizer first. As hooks, it is neither pickled nor copied, and is no part
+            of ``state_dict()``: set ``optimizer.trigger`` again.
         prune_vectors: prune biases, normalisation and one-dimensional parameters too.
         model, loss_fn: for ``step(inputs, targets)``: ``loss_fn(model(inputs), targets)``. A
             tuple of inputs is unpacked, a mapping is passed by keyword.
@@ -117,6 +122,7 @@ class QuantumSGD(Cycle):
         prune_vectors: bool = False,
         model: nn.Module | None = None,
         loss_fn: Callable[..., Tensor] | None = None,
+        trigger: Callable[[Any], str | None] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         if (model is None) != (loss_fn is None):
@@ -129,6 +135,8 @@ class QuantumSGD(Cycle):
         self.loss_fn = loss_fn
         if not isinstance(readout, Tomography | None):
             raise TypeError(f"readout must be a Tomography or None, got {type(readout).__name__}")
+        if trigger is not None and not callable(trigger):
+            raise TypeError(f"trigger must be callable or None, got {type(trigger).__name__}")
         self.solver = resolve_solver(solver)
         self.representation = resolve_representation(representation)
         self.representation.require_solver(self.solver)
@@ -152,6 +160,10 @@ class QuantumSGD(Cycle):
         }
         check_options(defaults)
         super().__init__(params, defaults)
+        self.trigger = trigger
+        attach = getattr(trigger, "attach", None)
+        if attach is not None:
+            attach(self)
 
     # ---- What an optimizer must honour -------------------------------------------------------
 
@@ -234,7 +246,8 @@ class QuantumSGD(Cycle):
             DivergenceError: for a NaN or infinite loss, gradient, jet or solution. Nothing is
                 advanced; the weights are those of the last good anchor.
             Exception: what the solver or the readout raises at a window's end. The step has been
-                taken and the download stays due: see ``download()``.
+                taken and the download stays due: see ``download()``. What the trigger raises: the
+                step has been taken and the window goes on.
             TypeError: for a sparse gradient, or a batch without a model.
         """
         self._require_outside("step()")
@@ -282,14 +295,6 @@ class QuantumSGD(Cycle):
         gradients = [None if g is None else g.detach() for g in gradients]
         self._advance(params, gradients, coefficients, loss.detach(), 1.0)
         return loss.detach()
-
-    @contextlib.contextmanager
-    def _entered(self, block: str) -> Iterator[None]:
-        self._inside = block
-        try:
-            yield
-        finally:
-            self._inside = None
 
     def _begin_step(self, batch: Batch | None) -> None:
         self._download_if_due()
@@ -348,34 +353,6 @@ class QuantumSGD(Cycle):
         finally:
             _detach(params)
         return record
-
-    # ---- Looking ahead -----------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def predicted_weights(self) -> Iterator[None]:
-        """Hold the weights at θ* + Σ_k c_k, which an emulator may see in mid-window.
-
-        On leaving, the weights are what they were, to the bit; so are the model's buffers, where
-        ``model=`` was given. Outside a window it does nothing.
-
-        Cost: one copy of the parameters, and N passes.
-        """
-        self._require_outside("predicted_weights()")
-        if self.phase != "window" or self.window_step == 0:
-            yield
-            return
-        params, displacement = self.representation.displacement(self)
-        kept = [*params, *(self.model.buffers() if self.model is not None else ())]
-        with torch.no_grad():
-            saved = [t.clone() for t in kept]
-            displace(params, displacement)
-        try:
-            with self._entered("predicted_weights()"):
-                yield
-        finally:
-            with torch.no_grad():
-                for tensor, original in zip(kept, saved, strict=True):
-                    tensor.copy_(original)
 
 
 def _gradients(params: list[Tensor]) -> Gradients:

@@ -15,7 +15,8 @@ class WindowRecord:
         jet_norms: ‖c_1‖ … ‖c_N‖ at its end.
         displacement: ‖u‖, the Euclidean length of the downloaded displacement.
         active: the number of active coordinates.
-        reason: why it ended: ``"length"``, ``"tolerance"``, or ``"requested"``.
+        reason: why it ended: ``"length"``, ``"tolerance"``, ``"requested"``, or what the trigger
+            returned.
         loss: loss of the last step's batch at the anchor, in the units of what ``backward`` was
             called on; ``None`` where no loss was seen.
         predicted_loss: the same batch's loss at the weights that step started from, by the

@@ -48,6 +48,7 @@ class WindowState(Optimizer):
     solver: Solver
     representation: Representation
     readout: Tomography | None
+    trigger: Callable[[Any], str | None] | None
     _generator: torch.Generator
     _inside: str | None
     _recorded: Recorded | None
@@ -73,6 +74,11 @@ class WindowState(Optimizer):
         """``"upload"`` (due at the next step), ``"window"``, or ``"classical"``."""
         phase: str = self._cycle["phase"]
         return "classical" if phase == "upload" and self._is_plain_sgd else phase
+
+    @property
+    def total_steps(self) -> int:
+        """Steps taken since the optimizer was made, in windows and classical ones."""
+        return int(self._cycle["step"])
 
     @property
     def window_step(self) -> int:
@@ -203,9 +209,10 @@ class WindowState(Optimizer):
     # ---- What an optimizer must honour -------------------------------------------------------
 
     def _reset_transients(self) -> None:
-        """What is no part of the optimizer's state; hooks outlive the loading of one."""
+        """What is no part of the optimizer's state; hooks and trigger outlive loading."""
         self._recorded = None
         self._inside = None
+        self.__dict__.setdefault("trigger", None)
         self.__dict__.setdefault("_upload_hooks", OrderedDict())
         self.__dict__.setdefault("_download_hooks", OrderedDict())
 
@@ -258,7 +265,8 @@ class WindowState(Optimizer):
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]
         lines += [f"{name}: {getattr(self, name)!r}" for name in ("representation", "solver")]
-        lines += [f"readout: {self.readout!r}"] if self.readout is not None else []
+        given = [name for name in ("readout", "trigger") if getattr(self, name) is not None]
+        lines += [f"{name}: {getattr(self, name)!r}" for name in given]
         for index, group in enumerate(self.param_groups):
             hidden = ("params", "param_names", "cycle")
             lines.append(f"Parameter Group {index}")
