@@ -105,6 +105,18 @@ class OrthonormalBasis:
             found[:, part] = weights.T @ block
         return found
 
+    def rotate(self, coefficients: Tensor) -> None:
+        """Replace the rows by Σ_i c_ij v_i for orthonormal coefficients (size, r), in place.
+
+        Cost: 2 n · size · r operations, and memory for some coordinates at a time.
+        """
+        rows, found = self.rows, coefficients.shape[1]
+        weights = coefficients.T.to(self._compute)
+        for start in range(0, rows.shape[1], _CHUNK // 4):
+            part = rows[:, start : start + _CHUNK // 4]
+            part[:found] = (weights @ part.to(self._compute)).to(part)
+        self.size = found
+
     def restart(self, rows: Tensor) -> None:
         """Replace all rows by others, orthonormal ones, of shape (r, n)."""
         self.size = len(rows)

@@ -338,6 +338,6 @@ def _masks_by_name(chosen: Mapping[str, Tensor], masks: Masks | None) -> dict[st
 
 def _unknown(what: str, given: str, known: Sequence[str]) -> str:
     near = nearest(given, known)
-    hint = f"; did you mean {near!r}?" if near else ""
+    hint = f"; did you mean {near!r}?" if near else "."
     some = ", ".join([*known[:12], *(["…"] if len(known) > 12 else [])])
     return f"no {what} {given!r}{hint} Known: {some}"
