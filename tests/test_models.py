@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -133,10 +136,10 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one(wrong: str, neare
 
 
 def test_a_name_like_none_is_refused_with_the_list_of_known_ones():
-    with pytest.raises(ValueError, match="unknown model 'vgg'") as caught:
-        build_model("vgg", 10)
+    with pytest.raises(ValueError, match="unknown model 'perceptron'") as caught:
+        build_model("perceptron", 10)
     assert "did you mean" not in str(caught.value)
-    for known in ("resnet", *PRESETS, "resnet18", "resnet50"):
+    for known in ("resnet", *PRESETS, "resnet18", "vgg11", "vit_b_16", "module:function"):
         assert known in str(caught.value)
 
 
@@ -166,3 +169,77 @@ def test_torchvisions_resnet18_does_not_let_its_shape_be_chosen(
 ):
     with pytest.raises(ValueError, match="resnet18 is torchvision's, for 3 channels"):
         build_model("resnet18", 10, channels, **shape)
+
+
+@pytest.mark.parametrize("name", ["vgg11_bn", "shufflenet_v2_x0_5", "vit_b_16", "inception_v3"])
+def test_torchvisions_other_classifiers_are_built_with_our_classes(name: str):
+    with torch.random.fork_rng(), torch.device("meta"):
+        model = build_model(name, 7).train()
+        size = 299 if name == "inception_v3" else 224
+        outputs = model(torch.zeros(2, 3, size, size))
+    assert outputs.shape == (2, 7)
+
+
+USERS = """
+from torch import nn
+
+def both(classes, channels):
+    return nn.Linear(channels, classes)
+
+def none():
+    return nn.Identity()
+
+def defaults(classes=3, width=5):
+    return nn.Linear(width, classes)
+
+def broken(classes):
+    raise RuntimeError("no memory")
+
+class Net(nn.Linear):
+    def __init__(self, classes):
+        super().__init__(2, classes)
+
+number = 3
+"""
+
+
+@pytest.fixture
+def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    (tmp_path / "users_models.py").write_text(USERS)
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    yield "users_models"
+    assert sys.path == before
+    sys.modules.pop("users_models", None)
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"), [("both", (7, 2)), ("defaults", (7, 5)), ("Net", (7, 2))]
+)
+def test_a_function_of_ones_own_is_given_what_it_takes(
+    users: str, function: str, shape: tuple[int, ...]
+):
+    model = build_model(f"{users}:{function}", 7, 2)
+    assert isinstance(model, nn.Linear)
+    assert model.weight.shape == shape
+    assert isinstance(build_model(f"{users}:none", 7, 2), nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("broken", "raised RuntimeError: no memory"),
+        ("number", "is no function: it is of type int"),
+        ("nothing", "users_models has no 'nothing'"),
+        ("bot", "has no 'bot'; did you mean 'both'"),
+        ("", "is not of the form module:function"),
+    ],
+)
+def test_what_is_no_function_of_a_model_is_refused(users: str, function: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        build_model(f"{users}:{function}", 7)
+
+
+def test_the_shape_of_ones_own_model_cannot_be_chosen(users: str):
+    with pytest.raises(ValueError, match="users_models:both is not the package's own: width can"):
+        build_model(f"{users}:both", 7, width=3)

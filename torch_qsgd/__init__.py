@@ -1,7 +1,26 @@
 """Quantum SGD for PyTorch: train a pruned network by windows of a truncated Carleman system."""
 
 from torch_qsgd.errors import DivergenceError, GraphError
+from torch_qsgd.hessian import (
+    DissipativityMonitor,
+    HessianOperator,
+    Spectrum,
+    hessian_spectrum,
+    layer_spectra,
+    top_eigenpairs,
+)
 from torch_qsgd.optim import QuantumSGD
 from torch_qsgd.records import WindowRecord
 
-__all__ = ["DivergenceError", "GraphError", "QuantumSGD", "WindowRecord"]
+__all__ = [
+    "DissipativityMonitor",
+    "DivergenceError",
+    "GraphError",
+    "HessianOperator",
+    "QuantumSGD",
+    "Spectrum",
+    "WindowRecord",
+    "hessian_spectrum",
+    "layer_spectra",
+    "top_eigenpairs",
+]

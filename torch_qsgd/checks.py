@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 
 
 def require_integer(name: str, given: Any, least: int, most: float = math.inf) -> int:
@@ -75,3 +76,16 @@ def require_flag(name: str, given: Any) -> bool:
     if not isinstance(given, bool | np.bool_):
         raise ValueError(f"{name} must be True or False, got {given!r}")
     return bool(given)
+
+
+def checked_generator(generator: torch.Generator | None) -> torch.Generator:
+    """The generator given, or one with seed 0.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if generator is None:
+        return torch.Generator().manual_seed(0)
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+    return generator

@@ -11,6 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torchvision import datasets, transforms
 
+from torch_qsgd.names import nearest
+
 #: Mean and deviation of natural images, channel by channel, as used for ImageNet.
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -133,9 +135,10 @@ def load_data(
     elif Path(source).is_dir():
         train, validation, classes, channels = _image_folder(Path(source), augment, image_size)
     else:
+        near = nearest(source, ("digits", "cifar100"))
         raise ValueError(
             f"no data {source!r}: give 'digits', 'cifar100', or the path of a folder with train/ "
-            "and val/"
+            f"and val/{f'; did you mean {near!r}?' if near else ''}"
         )
     if len(cast(Sized, train)) < batch_size:
         raise ValueError(
@@ -160,3 +163,26 @@ def load_data(
         classes=classes,
         channels=channels,
     )
+
+
+def fixed_batches(
+    images: ImageData, batch_size: int, most: int | None = None, seed: int = 0, workers: int = 0
+) -> DataLoader[Any]:
+    """The same training images in the same batches at every pass, to measure on.
+
+    Args:
+        images: loaded with ``augment=False``, for random crops are new at every pass.
+        batch_size: images a batch; the last batch may hold fewer.
+        most: batches at most; all unless given.
+        seed: of the choice of the images and of their order.
+        workers: processes that read images.
+
+    Example:
+        >>> digits = load_data("digits", batch_size=8)
+        >>> [len(labels) for _, labels in fixed_batches(digits, 8, most=2)]
+        [8, 8]
+    """
+    dataset = images.train.dataset
+    count = len(cast(Sized, dataset))
+    chosen = _mixed(count, seed)[: None if most is None else most * batch_size]
+    return DataLoader(Subset(dataset, chosen), batch_size, num_workers=workers)

@@ -10,12 +10,14 @@ References:
 
 from __future__ import annotations
 
-import difflib
+import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torchvision
 from torch import Tensor, nn
+
+from torch_qsgd.names import from_module, nearest
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -30,6 +32,9 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "instance": lambda channels: nn.InstanceNorm2d(channels, affine=True),
     "none": lambda channels: nn.Identity(),
 }
+
+#: Their training-mode outputs are tuples unless the auxiliary heads are left out.
+_WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 
 @dataclass(frozen=True)
@@ -140,33 +145,78 @@ def _check(classes: int, config: ResNetConfig) -> None:
         raise ValueError(f"width must be a multiple of 8 with group norm, got {config.width}")
 
 
+def torchvision_names() -> list[str]:
+    """Names of torchvision's image classifiers."""
+    names: list[str] = torchvision.models.list_models(torchvision.models)
+    return names
+
+
 def build_model(name: str, classes: int, channels: int = 3, **shape: str | int) -> nn.Module:
     """Build a network by name.
 
     Args:
         name: ``"resnet"`` or one of :data:`PRESETS` for the package's own network; any of
-            torchvision's ResNets otherwise, with its 224-pixel stem.
+            torchvision's image classifiers, with its own stem, ``googlenet`` and ``inception_v3``
+            without their auxiliary heads; or ``"module:function"`` for a function (or a class)
+            that returns a network, which is called with those of the keywords ``classes`` and
+            ``channels`` that it takes.
         classes: number of outputs.
         channels: channels of the images.
         **shape: fields of :class:`ResNetConfig` to change, for the package's own network.
 
     Raises:
         ValueError: for an unknown name, with the nearest known one; for a shape that torchvision
-            does not let choose.
+            or the function does not let choose; where the function fails or returns no network.
+
+    Example:
+        >>> build_model("torch.nn:Identity", 10)
+        Identity()
     """
     if name == "resnet" or name in PRESETS:
         config = PRESETS.get(name, ResNetConfig())
         return ResNet(classes, ResNetConfig(**{**asdict(config), "channels": channels, **shape}))
-    theirs = [n for n in torchvision.models.list_models(torchvision.models) if "resnet" in n]
-    if name not in theirs:
-        known = ["resnet", *PRESETS, *theirs]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"unknown model {name!r}{hint} Known: {', '.join(known)}")
-    if shape or channels != 3:
+    theirs = torchvision_names()
+    users = ":" in name
+    if not users and name not in theirs:
+        near = nearest(name, ["resnet", *PRESETS, *theirs])
+        if near:
+            raise ValueError(
+                f"unknown model {name!r}; did you mean {near!r}? Known: resnet, "
+                f"{', '.join(PRESETS)}, torchvision's image classifiers, and module:function"
+            )
+        known = ["resnet", *PRESETS, "module:function", *theirs]
+        raise ValueError(f"unknown model {name!r}. Known: {', '.join(known)}")
+    if shape or (channels != 3 and not users):
+        whose = "not the package's own" if users else "torchvision's, for 3 channels"
         raise ValueError(
-            f"{name} is torchvision's, for 3 channels: {', '.join(shape) or 'channels'} can be "
+            f"{name} is {whose}: {', '.join(shape) or 'channels'} can be "
             "chosen only for 'resnet' and its presets"
         )
-    model: nn.Module = torchvision.models.get_model(name, num_classes=classes)
+    if users:
+        return _users_model(name, classes, channels)
+    if name in _WITH_AUXILIARY_HEADS:
+        options = {"num_classes": classes, "aux_logits": False, "init_weights": True}
+    else:
+        options = {"num_classes": classes}
+    model: nn.Module = torchvision.models.get_model(name, **options)
+    return model
+
+
+def _users_model(reference: str, classes: int, channels: int) -> nn.Module:
+    make = from_module(reference, "model")
+    if not callable(make):
+        raise ValueError(f"model {reference!r} is no function: it is of type {type(make).__name__}")
+    offered = {"classes": classes, "channels": channels}
+    try:
+        taken = inspect.signature(make).parameters
+    except ValueError:  # builtins without a signature
+        taken = {}  # type: ignore[assignment]
+    try:
+        model = make(**{key: value for key, value in offered.items() if key in taken})
+    except Exception as error:  # whatever a user's function raises
+        raise ValueError(f"model {reference!r} raised {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model {reference!r} must return a torch.nn.Module, got {type(model).__name__}"
+        )
     return model

@@ -1,11 +1,28 @@
-"""Members of a family by their names."""
+"""Members of a family by their names, and objects by the names of their modules."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeVar
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+def nearest(given: str, known: Iterable[str]) -> str | None:
+    """The known name most like the given one; ``None`` where none is like it.
+
+    Example:
+        >>> nearest("hll", ["exact", "hhl", "qsvt"])
+        'hhl'
+    """
+    names = list(known)
+    lowered = {name.lower(): name for name in reversed(names)}
+    near = difflib.get_close_matches(given.lower(), lowered, n=1)
+    return lowered[near[0]] if near else None
 
 
 def by_name(given: str | T, kind: type[T], known: Mapping[str, type[T]], what: str) -> T:
@@ -18,7 +35,7 @@ def by_name(given: str | T, kind: type[T], known: Mapping[str, type[T]], what: s
         what: what the family is called in messages.
 
     Raises:
-        ValueError: for a name that is not known.
+        ValueError: for a name that is not known, with the nearest known one.
         TypeError: for anything but a name or an instance.
 
     Example:
@@ -30,5 +47,47 @@ def by_name(given: str | T, kind: type[T], known: Mapping[str, type[T]], what: s
     if isinstance(given, kind):
         return given
     if isinstance(given, str):
-        raise ValueError(f"unknown {what} {given!r}; known: {', '.join(sorted(known))}")
+        near = nearest(given, known)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ValueError(f"unknown {what} {given!r}; known: {', '.join(sorted(known))}{hint}")
     raise TypeError(f"{what} must be a name or a {kind.__name__}, got {type(given).__name__}")
+
+
+def from_module(reference: str, what: str) -> Any:
+    """Return what a module calls by a name.
+
+    Args:
+        reference: ``"module:name"``; modules of the current folder are found too.
+        what: what it is to be, for messages.
+
+    Raises:
+        ValueError: where there is no such module, it cannot be imported, or it has no such name.
+
+    Example:
+        >>> from_module("math:sqrt", "function")(9.0)
+        3.0
+    """
+    place, _, name = reference.partition(":")
+    if not place or not name:
+        raise ValueError(f"{what} {reference!r} is not of the form module:function")
+    here = os.getcwd()
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        found = importlib.import_module(place)
+    except Exception as error:  # whatever a user's module raises
+        raise ValueError(
+            f"{what} {reference!r}: module {place!r} cannot be imported "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            near = nearest(part, dir(found))
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise ValueError(f"{what} {reference!r}: {place} has no {part!r}{hint}")
+        found = getattr(found, part)
+    return found

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
+from torch_qsgd.batches import forward
 from torch_qsgd.cycle import Batch, Cycle
 from torch_qsgd.derivatives import keep_graph
 from torch_qsgd.derivatives.graph import RECORDING
 from torch_qsgd.derivatives.recorded import Recorded, Watch, require_dense
 from torch_qsgd.errors import GraphError
 from torch_qsgd.options import check_options, check_parameters, check_shared
-from torch_qsgd.pruning import NEEDS_MODEL, forward
+from torch_qsgd.pruning import NEEDS_MODEL
 from torch_qsgd.readout import Tomography
 from torch_qsgd.representations import Representation
 from torch_qsgd.representations import resolve as resolve_representation

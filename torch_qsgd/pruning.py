@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from torch_qsgd.batches import forward as forward
 from torch_qsgd.errors import DivergenceError
 
 Masks = dict[str, Tensor]

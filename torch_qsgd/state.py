@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from torch_qsgd.carleman.jet import jet_dtype
+from torch_qsgd.derivatives.coordinates import working_dtype
 from torch_qsgd.derivatives.recorded import Recorded
 from torch_qsgd.readout import Tomography
 from torch_qsgd.records import WindowRecord, new_cycle
@@ -187,7 +187,7 @@ class WindowState(Optimizer):
                     if name in state:
                         continue
                     buffer = state.get("momentum_buffer") if name == "velocity_1" else None
-                    zero = torch.zeros_like(p, dtype=jet_dtype(p.dtype))
+                    zero = torch.zeros_like(p, dtype=working_dtype(p.dtype))
                     state[name] = zero if buffer is None else zero.copy_(buffer)
                 if buffers and group["momentum"]:
                     state.setdefault("momentum_buffer", torch.zeros_like(p))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.cases import masked_sgd, randn, regression, run_recorded, tanh_network, vector
 from torch_qsgd import QuantumSGD
-from torch_qsgd.carleman.jet import jet_dtype
+from torch_qsgd.derivatives.coordinates import working_dtype
 
 STEPS = 20
 RATE = 0.05
@@ -167,6 +167,6 @@ def test_the_order_to_infinity_converges_to_sgd_to_rounding() -> None:
 
 
 def test_jets_of_half_precision_are_kept_in_float32() -> None:
-    assert jet_dtype(torch.bfloat16) == jet_dtype(torch.float16) == torch.float32
-    assert jet_dtype(torch.float32) == torch.float32
-    assert jet_dtype(torch.float64) == torch.float64
+    assert working_dtype(torch.bfloat16) == working_dtype(torch.float16) == torch.float32
+    assert working_dtype(torch.float32) == torch.float32
+    assert working_dtype(torch.float64) == torch.float64

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch_qsgd.derivatives.coordinates import Coordinates
 from torch_qsgd.derivatives.products import hessian_vector_product
 from torch_qsgd.errors import SizeError
-from torch_qsgd.hessian.basis import OrthonormalBasis
+from torch_qsgd.orthonormal import OrthonormalBasis
 
 Array = NDArray[np.float64]
 Vector = list[Tensor]

@@ -27,11 +27,6 @@ from torch import Tensor
 Tensors = list[Tensor]
 
 
-def jet_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Jets of half-precision parameters are kept in float32: they are small beside the anchor."""
-    return torch.float32 if dtype.itemsize < 4 else dtype
-
-
 def jet_sgd(
     anchor: Sequence[Tensor],
     gradients: Sequence[Tensor],
@@ -56,7 +51,8 @@ def jet_sgd(
         coefficients: :math:`[\varepsilon^k]\nabla L_t`, k = 1…N; read only, for tensors of
             several parameters may share their storage. ``None`` where all are zero, as in a
             window's first step.
-        jets: :math:`c_1 … c_N`, in :func:`jet_dtype`; updated.
+        jets: :math:`c_1 … c_N`, updated; in float32 at least
+            (:func:`torch_qsgd.derivatives.coordinates.working_dtype`).
         velocities: :math:`v_1 … v_N`; updated. ``None`` without momentum.
         masks: bool, True where a coordinate is active; ``None`` where all are.
         fresh: True for a parameter whose momentum starts with this step: as in PyTorch, its

@@ -18,11 +18,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from torch_qsgd.batches import forward
 from torch_qsgd.carleman.bases import Basis, Masks, add_decay, krylov_basis
 from torch_qsgd.carleman.explicit import CarlemanSystem
 from torch_qsgd.carleman.polynomial import PolynomialMap
 from torch_qsgd.derivatives import higher_derivatives, projected_derivatives
-from torch_qsgd.pruning import forward
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_HALF = (torch.float16, torch.bfloat16)
-
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32 for half precision, else the dtype itself.
+    """float32 for half precision, whose vectors and jets would be too coarse, else the dtype.
 
     Example:
         >>> working_dtype(torch.bfloat16), working_dtype(torch.float64)
         (torch.float32, torch.float64)
     """
-    return torch.float32 if dtype in _HALF else dtype
+    return torch.float32 if dtype.itemsize < 4 else dtype
 
 
 class Coordinates:

@@ -24,12 +24,15 @@ class CurvatureGraph(Protocol):
     def roots(self) -> list[Tensor]:
         """Tensors whose graph is held."""
 
-    def product(self, directions: Sequence[Tensor], chosen: Sequence[int]) -> list[Tensor | None]:
+    def product(
+        self, directions: Sequence[Tensor], chosen: Sequence[int], last: bool = False
+    ) -> list[Tensor | None]:
         """Rows of the product for the chosen parameters, with directions that are zero elsewhere.
 
         Args:
             directions: one tensor a chosen parameter, of its shape and dtype.
             chosen: positions of parameters.
+            last: whether the graph may be freed on the way, which takes less memory.
         """
 
 
@@ -65,12 +68,15 @@ class HessianGraph:
         """The gradients, with their graph."""
         return [g for g in self.gradients if g is not None]
 
-    def product(self, directions: Sequence[Tensor], chosen: Sequence[int]) -> list[Tensor | None]:
+    def product(
+        self, directions: Sequence[Tensor], chosen: Sequence[int], last: bool = False
+    ) -> list[Tensor | None]:
         """See :class:`CurvatureGraph`."""
         return hessian_vector_product(
             [self.gradients[i] for i in chosen],
             [self._parameters[i] for i in chosen],
             directions,
+            last=last,
         )
 
 
@@ -126,7 +132,9 @@ class GaussNewtonGraph:
         """What holds the graph."""
         return [g for g in (*self._pulled, self._slope) if g is not None]
 
-    def product(self, directions: Sequence[Tensor], chosen: Sequence[int]) -> list[Tensor | None]:
+    def product(
+        self, directions: Sequence[Tensor], chosen: Sequence[int], last: bool = False
+    ) -> list[Tensor | None]:
         """See :class:`CurvatureGraph`."""
         (moved,) = hessian_vector_product(
             [self._pulled[i] for i in chosen], [self._dual], directions
@@ -139,18 +147,25 @@ class GaussNewtonGraph:
         if bent is None:
             return [None] * len(chosen)
         parameters = [self._parameters[i] for i in chosen]
-        return reverse([self._outputs], parameters, [bent], retain_graph=True, create_graph=False)
+        return reverse(
+            [self._outputs], parameters, [bent], retain_graph=not last, create_graph=False
+        )
 
 
 def hessian_vector_product(
-    gradients: Gradients, parameters: Sequence[Tensor], directions: Sequence[Tensor]
+    gradients: Gradients,
+    parameters: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    *,
+    last: bool = False,
 ) -> list[Tensor | None]:
-    r""":math:`\nabla_\theta \sum_i \langle g_i, v_i \rangle` through the gradients' graph, kept.
+    r""":math:`\nabla_\theta \sum_i \langle g_i, v_i \rangle` through the gradients' graph.
 
     Args:
         gradients: with their graph; ``None`` where there is none.
         parameters: leaves of that graph.
         directions: one tensor a gradient; cast to its dtype.
+        last: whether the graph is freed on the way; otherwise it is kept.
 
     Returns:
         One tensor a parameter, ``None`` where it has no part in the gradients.
@@ -172,4 +187,4 @@ def hessian_vector_product(
         if g is not None and g.requires_grad
     ]
     outputs, weights = [g for g, _ in used], [v for _, v in used]
-    return reverse(outputs, parameters, weights, retain_graph=True, create_graph=False)
+    return reverse(outputs, parameters, weights, retain_graph=not last, create_graph=False)

@@ -178,32 +178,35 @@ class Curvature:
 
     # ---- Products ----------------------------------------------------------------------------
 
-    def multiply(self, vectors: Tensor, coordinates: Coordinates, chosen: Sequence[int]) -> Tensor:
-        """Σ_b c_b H_b V and Σ_b c_b, stacked below each other: shape (n + 1, k).
+    def multiply(
+        self, vectors: Tensor, coordinates: Coordinates, chosen: Sequence[int]
+    ) -> tuple[Tensor, float]:
+        """Σ_b c_b H_b V, of shape (n, k), and Σ_b c_b.
 
         Args:
             vectors: V, of shape (n, k).
             coordinates: of the chosen parameters.
             chosen: their positions.
 
-        Raises:
-            DivergenceError: where a product is NaN or infinite.
-
         Cost: k products a batch, and a gradient for each batch whose graph is not kept.
         """
-        n, k = vectors.shape
-        total = torch.zeros(k, n, dtype=coordinates.dtype, device=coordinates.device)
+        k = vectors.shape[1]
+        totals: list[Tensor | None] = [None] * k
         weight = 0.0
         for graph, terms in self.graphs():
+            kept = any(graph is known for known, _ in self._kept)
             for j in range(k):
                 directions = coordinates.unflatten(vectors[:, j])
                 with _memory_errors("a product"):
-                    product = coordinates.flatten(graph.product(directions, chosen))
-                total[j].add_(product, alpha=terms)
+                    tensors = graph.product(directions, chosen, last=not kept and j == k - 1)
+                    product = coordinates.flatten(tensors).mul_(terms)
+                del tensors
+                total = totals[j]
+                totals[j] = product if total is None else total.add_(product)
             weight += terms
         self.products += k
-        weights = torch.full((1, k), weight, dtype=total.dtype, device=total.device)
-        return torch.cat([total.T, weights])
+        columns = [total for total in totals if total is not None]
+        return columns[0].unsqueeze(1) if k == 1 else torch.stack(columns, dim=1), weight
 
 
 @contextlib.contextmanager

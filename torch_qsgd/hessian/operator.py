@@ -183,10 +183,14 @@ class HessianOperator:
             )
         columns = vectors.detach().to(self.device, self.dtype)
         columns = columns.unsqueeze(1) if vectors.dim() == 1 else columns
-        total = self._curvature.multiply(columns, self._coordinates, self._positions)
+        product, weight = self._curvature.multiply(columns, self._coordinates, self._positions)
         if self._group is not None:
-            dist.all_reduce(total, group=self._group)
-        product = total[:-1] / total[-1] if self._mean else total[:-1]
+            terms = torch.tensor(weight, dtype=torch.float64, device=self.device)
+            dist.all_reduce(product.contiguous(), group=self._group)
+            dist.all_reduce(terms, group=self._group)
+            weight = float(terms)
+        if self._mean:
+            product.div_(weight)
         if not bool(torch.isfinite(product.sum())) and not bool(torch.isfinite(product).all()):
             raise DivergenceError(
                 "a product with the Hessian is NaN or infinite: look at the weights and the loss, "

@@ -27,9 +27,9 @@ def tolerance(dtype: torch.dtype) -> float:
 def check_curvature(curvature: Curvature, batches: Batches, coordinates: Coordinates) -> None:
     r"""Raise where the first batch's matrix A is not symmetric, or changes, or changes the model.
 
-    With a random vector u and w = Au, a symmetric A has :math:`\langle w, w\rangle = \langle u,
-    Aw\rangle`; the second product is taken on a graph built anew, whose gradient must be that of
-    the first.
+    With a random vector u and the unit vector w along Au, a symmetric A has
+    :math:`\langle u, Aw\rangle = \|Au\|`; the second product is taken on a graph built anew, whose
+    gradient must be that of the first.
 
     Raises:
         ValueError: says what was found, and what may be the reason.
@@ -43,30 +43,35 @@ def check_curvature(curvature: Curvature, batches: Batches, coordinates: Coordin
     narrowest = min((p.dtype for p in curvature.parameters), key=lambda d: -torch.finfo(d).eps)
     allowed = tolerance(narrowest)
     positions = range(len(curvature.parameters))
-    generator = torch.Generator().manual_seed(0)
-    u = torch.randn(coordinates.size, generator=generator, dtype=torch.float64)
-    direction = (u / u.norm()).to(coordinates.device, coordinates.dtype)
 
-    def product(v: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    def probe() -> Tensor:
+        """u: drawn anew rather than held, for vectors are as large as the model."""
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randn(coordinates.size, generator=generator, dtype=coordinates.dtype)
+        return drawn.to(coordinates.device)
+
+    def evaluated(v: Tensor, keep: bool) -> tuple[Tensor, float, float]:
+        """The product with v, the gradient's length, and its component along u."""
         graph, terms = curvature.build(0, inputs, targets)
         if keep:
             curvature.keep(graph, terms)
-        moved = graph.product(coordinates.unflatten(v), positions)
-        slopes = [None if g is None else g.detach() for g in graph.gradients]
-        return coordinates.flatten(slopes).double(), coordinates.flatten(moved).double()
+        product = coordinates.flatten(graph.product(coordinates.unflatten(v), positions, not keep))
+        gradient = coordinates.flatten([None if g is None else g.detach() for g in graph.gradients])
+        return product, _length(gradient), _along(gradient, probe())
 
-    first, w = product(direction, keep=False)
-    length = w.norm()
-    second, again = product((w / length).to(direction) if length > 0 else direction, keep=True)
-    gap = float((first - second).norm())
-    if gap > allowed * float(first.norm()):
+    w, slope, first = evaluated(probe(), keep=False)
+    length = _length(w)
+    again, other_slope, second = evaluated(w.div_(length or 1.0), keep=True)
+    # A difference d of gradients shows along a Gaussian u as a number of size ‖d‖.
+    largest = max(slope, other_slope)
+    if abs(first - second) > allowed * largest:
         raise ValueError(
-            f"the same batch gave two gradients {gap / float(first.norm()):.1e} apart: something "
-            "in the model, or in loss_fn, draws random numbers outside PyTorch or keeps a state. "
-            f"{_OFF}"
+            f"the same batch gave two gradients {abs(first - second) / largest:.1e} apart: "
+            "something in the model, or in loss_fn, draws random numbers outside PyTorch or keeps "
+            f"a state. {_OFF}"
         )
-    asymmetry = float((length - direction.double() @ again).abs())
-    if asymmetry > allowed * float(length):
+    asymmetry = abs(length - _along(again, probe()))
+    if asymmetry > allowed * length:
         raise ValueError(
             f"the second derivatives are not symmetric: they differ by {asymmetry / length:.1e}, "
             f"where {allowed:.0e} is rounding. A custom autograd.Function whose backward pass has "
@@ -78,6 +83,14 @@ def check_curvature(curvature: Curvature, batches: Batches, coordinates: Coordin
             f"running the model changed its {', '.join(changed)}: a forward pass must leave "
             f"parameters and gradients alone. {_OFF}"
         )
+
+
+def _length(v: Tensor) -> float:
+    return float(torch.linalg.vector_norm(v, dtype=torch.float64))
+
+
+def _along(v: Tensor, u: Tensor) -> float:
+    return float(torch.dot(v, u))
 
 
 def _state(curvature: Curvature) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from torch_qsgd.checks import require_integer, require_number
+from torch_qsgd.files import load_json, save_json
 from torch_qsgd.hessian import dissipativity
 from torch_qsgd.hessian.dissipativity import ErrorProxy
 
@@ -325,13 +324,7 @@ class Spectrum:
 
     def save(self, path: str | Path) -> None:
         """Write :meth:`to_json` to a file, which is there whole or, after a failure, as before."""
-        path = Path(path)
-        written = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            written.write_text(json.dumps(self.to_json(), allow_nan=False), encoding="utf-8")
-            os.replace(written, path)
-        finally:
-            written.unlink(missing_ok=True)
+        save_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Spectrum:
@@ -342,7 +335,7 @@ class Spectrum:
             OSError: for one that cannot be read.
         """
         try:
-            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_json(load_json(path))
         except ValueError as error:  # JSON's and Unicode's errors are such, too
             raise ValueError(f"{path}: {error}") from error
 

@@ -26,7 +26,7 @@ from scipy.linalg import block_diag
 from torch import Tensor
 
 from torch_qsgd.errors import DivergenceError
-from torch_qsgd.hessian.basis import OrthonormalBasis
+from torch_qsgd.orthonormal import OrthonormalBasis
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]

@@ -30,9 +30,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torch_qsgd.checks import require_integer, require_number, require_one_of
+from torch_qsgd.checks import checked_generator, require_integer, require_number, require_one_of
 from torch_qsgd.linear_system import normalized, real_array
-from torch_qsgd.solvers.base import checked_generator, numpy_generator
+from torch_qsgd.solvers.base import numpy_generator
 
 #: Copies a coordinate, times the squared error: measured, see the module's text.
 COPIES = 0.35

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_qsgd.checks import require_integer
+from torch_qsgd.checks import checked_generator, require_integer
 from torch_qsgd.errors import RepresentationError
 from torch_qsgd.linear_system import LinearSystem, Vector, length
 
@@ -185,19 +185,6 @@ def warn_of_kappa(given: float | None, measured: float, consequence: str) -> Non
             ConditionWarning,
             stacklevel=3,
         )
-
-
-def checked_generator(generator: torch.Generator | None) -> torch.Generator:
-    """The generator given, or one with seed 0.
-
-    Raises:
-        TypeError: for anything else.
-    """
-    if generator is None:
-        return torch.Generator().manual_seed(0)
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
-    return generator
 
 
 def numpy_generator(generator: torch.Generator) -> np.random.Generator:

@@ -1,10 +1,9 @@
-"""The command line: ``python -m torch_qsgd``."""
+"""``torch-qsgd train``: train, and measure every window against true SGD."""
 
 from __future__ import annotations
 
 import copy
 import itertools
-import json
 import math
 import time
 from collections.abc import Iterable
@@ -15,29 +14,21 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
-from rich.text import Text
 from torch import nn
 
-from torch_qsgd.data import ImageData, load_data
+from torch_qsgd.cli import common
+from torch_qsgd.data import ImageData, fixed_batches, load_data
 from torch_qsgd.errors import DivergenceError, GraphError
-from torch_qsgd.models import ACTIVATIONS, NORMS, build_model
+from torch_qsgd.hessian import DissipativityMonitor
+from torch_qsgd.models import build_model
 from torch_qsgd.optim import QuantumSGD
 from torch_qsgd.readout import Tomography
 from torch_qsgd.training import History, WindowReport, endless, train
 
-app = typer.Typer(
-    help="Train pruned networks by windows of a truncated Carleman system.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-@app.callback()
-def _main() -> None:
-    """Train pruned networks by windows of a truncated Carleman system."""
+#: Training batches that the monitor's spectra are of.
+_MONITORED = 2
 
 
 @dataclass(frozen=True)
@@ -79,18 +70,6 @@ class _Reporter:
         self._progress.console.print(text, style=style, highlight=False, soft_wrap=True)
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("time left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-
-
 def _summary(runs: list[History], seconds: dict[str, float]) -> Table:
     table = Table(title="At the end, on the validation images", title_justify="left")
     table.add_column("run")
@@ -114,34 +93,13 @@ def _cap(batches: Iterable[Any], most: int | None) -> list[Any]:
     return list(itertools.islice(batches, most))
 
 
-def _finite(value: Any) -> Any:
-    """The same, with ``None`` for numbers that JSON has no word for."""
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _fail(error: Exception) -> typer.Exit:
-    message = Text.assemble(("error ", "bold red"), str(error))
-    Console(stderr=True).print(message, highlight=False, soft_wrap=True)
-    return typer.Exit(2)
-
-
-@app.command("train")
 def train_command(
-    data: Annotated[
-        str, typer.Option(help="digits, cifar100, or a folder with train/ and val/ image folders.")
-    ],
-    model: Annotated[
-        str,
-        typer.Option(help="resnet, resnet-7m, resnet-103m, or one of torchvision's ResNets."),
-    ] = "resnet",
-    width: Annotated[int | None, typer.Option(help="Channels of the first stage.")] = None,
-    depth: Annotated[int | None, typer.Option(help="Layers: 8, 14, 20, … (6n + 2).")] = None,
-    activation: Annotated[str | None, typer.Option(help=", ".join(ACTIVATIONS) + ".")] = None,
-    norm: Annotated[str | None, typer.Option(help=", ".join(NORMS) + ".")] = None,
+    data: common.Data,
+    model: common.Model = "resnet",
+    width: common.Width = None,
+    depth: common.Depth = None,
+    activation: common.Activation = None,
+    norm: common.Norm = None,
     density: Annotated[float, typer.Option(help="Share of prunable weights kept.")] = 0.1,
     window: Annotated[int, typer.Option(help="Steps in a window, T.")] = 100,
     order: Annotated[int, typer.Option(help="Truncation order, N.")] = 2,
@@ -169,17 +127,24 @@ def train_command(
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.01,
     momentum: Annotated[float, typer.Option(help="Momentum.")] = 0.0,
     weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 0.0,
-    batch_size: Annotated[int, typer.Option(help="Images a batch.")] = 64,
+    batch_size: common.BatchSize = 64,
     augment: Annotated[bool, typer.Option(help="Random crops and flips.")] = True,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Side in pixels.")] = None,
+    image_size: common.ImageSize = None,
     eval_batches: Annotated[
         int | None, typer.Option(min=1, help="Most batches to evaluate on.")
     ] = None,
     compare: Annotated[
         bool, typer.Option(help="Also train with masked SGD and with dense SGD.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
-    workers: Annotated[int, typer.Option(help="Processes that read images.")] = 0,
+    monitor: Annotated[
+        bool,
+        typer.Option(
+            "--monitor",
+            help="Take the Hessian's spectrum at each upload, and end windows by it.",
+        ),
+    ] = False,
+    device: common.Device = "cpu",
+    workers: common.Workers = 0,
     seed: Annotated[int, typer.Option(help="Of weights, batches and masks.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for curves, log and weights.")] = Path(
         "runs/train"
@@ -190,8 +155,7 @@ def train_command(
     Example: python -m torch_qsgd train --data digits --compare
     """
     console = Console()
-    shape = {"width": width, "depth": depth, "activation": activation, "norm": norm}
-    chosen: dict[str, Any] = {k: v for k, v in shape.items() if v is not None}
+    shape = common.model_shape(width, depth, activation, norm)
     options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
     try:
         torch.manual_seed(seed)
@@ -203,7 +167,7 @@ def train_command(
             image_size=image_size,
             workers=workers,
         )
-        network = build_model(model, images.classes, images.channels, **chosen).to(device)
+        network = build_model(model, images.classes, images.channels, **shape).to(device)
         arms = _arms(
             network,
             compare,
@@ -223,28 +187,40 @@ def train_command(
                 ),
             },
         )
+        watcher = _monitor(arms[0].model, images, batch_size, seed) if monitor else None
         output.mkdir(parents=True, exist_ok=True)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
-        raise _fail(error) from None
+        raise common.fail(error) from None
     total = sum(p.numel() for p in network.parameters())
-    console.print(
-        f"{model} on {data}: {total:,} parameters, {images.classes} classes, seed {seed}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+    common.say(
+        console, f"{model} on {data}: {total:,} parameters, {images.classes} classes, seed {seed}"
     )
     histories: list[History] = []
     seconds: dict[str, float] = {}
     try:
-        _run(console, arms, images, warmup, windows, eval_batches, options, histories, seconds)
+        _run(
+            console,
+            arms,
+            images,
+            warmup,
+            windows,
+            eval_batches,
+            options,
+            histories,
+            seconds,
+            watcher,
+        )
     except KeyboardInterrupt:
         console.print("interrupted: what was measured so far is kept")
         raise typer.Exit(130) from None
     except (DivergenceError, GraphError, torch.OutOfMemoryError, ValueError, OSError) as error:
-        raise _fail(error) from None
+        raise common.fail(error) from None
     finally:
         if histories:
-            _write(console, output, histories, seconds, arms[0].model, f"{model} on {data}")
+            title = f"{model} on {data}"
+            _write(console, output, histories, seconds, arms[0].model, title)
+            if watcher is not None and watcher.history.records:
+                _write_monitor(console, output, watcher, title)
 
 
 def _arms(
@@ -278,6 +254,18 @@ def _arms(
     return arms
 
 
+def _monitor(
+    model: nn.Module, images: ImageData, batch_size: int, seed: int
+) -> DissipativityMonitor:
+    """A monitor of the loss on a few training batches, the same at every spectrum."""
+    with torch.random.fork_rng():  # which images the run draws, and how cropped, must not change
+        batches = list(fixed_batches(images, batch_size, _MONITORED, seed))
+    # --tolerance ends windows by their jets, and says when not to.
+    return DissipativityMonitor(
+        None, model, nn.functional.cross_entropy, batches, jet_ratio=None, seed=seed
+    )
+
+
 def _run(
     console: Console,
     arms: list[_Arm],
@@ -288,6 +276,7 @@ def _run(
     options: dict[str, Any],
     histories: list[History],
     seconds: dict[str, float],
+    monitor: DissipativityMonitor | None,
 ) -> None:
     """Train every arm from the same dense weights, on the same batches."""
     device = next(arms[0].model.parameters()).device
@@ -300,7 +289,7 @@ def _run(
     steps = windows * (cycle["window"] + cycle["classical_steps"])
     batches = endless(images.train)
     loss_fn = nn.functional.cross_entropy
-    with _progress(console) as progress:
+    with common.progress_bar(console) as progress:
         if warmup:
             bar = progress.add_task("dense start", total=warmup)
             first = torch.optim.SGD(arms[0].model.parameters(), **options)
@@ -326,6 +315,9 @@ def _run(
             history = History(arm.name)
             histories.append(history)
             began = time.perf_counter()
+            if monitor is not None and arm is arms[0]:
+                assert isinstance(arm.optimizer, QuantumSGD)
+                monitor.attach(arm.optimizer)
             try:
                 train(
                     arm.name,
@@ -342,6 +334,8 @@ def _run(
                     on_window=reporter.window,
                 )
             finally:
+                if monitor is not None:
+                    monitor.detach()
                 seconds[arm.name] = time.perf_counter() - began
             steps = history.final.step
             progress.remove_task(bar)
@@ -362,13 +356,26 @@ def _write(
         return
     console.print(_summary(measured, seconds))
     log = [{**h.to_json(), "seconds": seconds[h.name]} for h in measured]
-    text = json.dumps(_finite({"title": title, "runs": log}), indent=1, allow_nan=False)
-    (output / "run.json").write_text(text)
+    common.write_json(output / "run.json", {"title": title, "runs": log})
     plot_curves(measured, output / "curves.png", title)
     torch.save(model.state_dict(), output / "model.pt")
-    console.print(
+    common.say(
+        console,
         f"curves: {output}/curves.png\nlog: {output}/run.json\nweights: {output}/model.pt",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+    )
+
+
+def _write_monitor(
+    console: Console, output: Path, monitor: DissipativityMonitor, title: str
+) -> None:
+    history = monitor.history
+    history.save(output / "monitor.json")
+    history.plot(output / "monitor.png", title=title)
+    ended = sum(span.triggered for span in history.windows)
+    common.say(
+        console,
+        f"monitor: {output}/monitor.png, {output}/monitor.json\n"
+        f"  {len(history.records)} spectra, {history.products:,} products, "
+        f"{history.seconds:.1f} s, {history.share:.0%} of the run; "
+        f"ended {ended} of {len(history.windows)} windows",
     )

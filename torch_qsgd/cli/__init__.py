@@ -1,0 +1,24 @@
+"""The command line: ``python -m torch_qsgd``, one module a command."""
+
+from __future__ import annotations
+
+import typer
+
+from torch_qsgd.cli.spectrum import spectrum_command
+from torch_qsgd.cli.train import train_command
+
+app = typer.Typer(
+    help="Train pruned networks by windows of a truncated Carleman system, and look at Hessians.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _main() -> None:
+    """Train pruned networks by windows of a truncated Carleman system, and look at Hessians."""
+
+
+app.command("train")(train_command)
+app.command("spectrum")(spectrum_command)
