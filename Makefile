@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/demo
 
-.PHONY: demo test lint bench-step bench-solvers clean
+.PHONY: demo test lint peers bench-step bench-solvers bench-hessian bench-correctness clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -33,9 +33,17 @@ lint: $(READY)  ## ruff and mypy
 bench-step: $(READY)  ## cost of one window step, in gradient evaluations
 	$(BIN)/python benchmarks/step_cost.py
 
-bench-solvers: $(READY)  ## time and error of each linear solver, beside SciPy and QSP packages
+peers: $(READY)  ## the packages that benchmarks compare with
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[peers]"
+
+bench-solvers: peers  ## time and error of each linear solver, beside SciPy and QSP packages
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/solvers.py --output runs/solvers.json
+
+bench-hessian: peers  ## cost, memory and accuracy of Hessian spectra, beside other libraries
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hessian.py --output runs/hessian.json
+
+bench-correctness: peers  ## whose Hessian-vector products are right, layer by layer
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/correctness.py --output runs/correctness.json
 
 clean:  ## remove the environment and what runs have left
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,8 +16,11 @@ BLOCKS = re.findall(
 )
 
 
-def test_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(BLOCKS) == 4
+def test_the_readme_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(BLOCKS) == 6
+    monkeypatch.chdir(tmp_path)  # it draws pictures
     names: dict[str, Any] = {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -30,3 +33,6 @@ def test_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert names["record"].solver_error < 0.05
     assert names["record"].readout_error < 0.1
     assert names["solution"].error < 1e-3
+    assert names["spectrum"].lambda_max >= names["pairs"].values[0] * (1 - 1e-4)
+    assert names["monitor"].products > 0
+    assert {path.name for path in tmp_path.iterdir()} == {"spectrum.png", "monitor.png"}

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 from torch_qsgd.hessian.lanczos import RitzPairs
 
@@ -101,7 +101,7 @@ def finished(ritz: RitzPairs, dimension: int, kept: Indices, rounding: float) ->
     if len(values) == dimension:
         simple = np.ones(dimension, dtype=np.bool_)
     else:
-        simple = dimension * ritz.shares <= chi2.isf(_CHANCE, 1)
+        simple = dimension * ritz.shares <= chdtri(1, _CHANCE)
         simple &= _converged(values, ritz.residuals, rounding)
     exact = simple & _converged(values, np.hypot(ritz.residuals, ritz.couplings), rounding)
     return Run(dimension, kept, values, ritz.shares, ritz.residuals, simple, exact)
