@@ -62,6 +62,11 @@ class HessianGraph:
         self.gradients: list[Tensor | None] = list(
             torch.autograd.grad(loss, self._parameters, create_graph=True, allow_unused=True)
         )
+        if any(g.layout != torch.strided for g in self.roots):
+            raise GraphError(
+                "a gradient is sparse, and has no second derivative: make the embedding with "
+                "sparse=False"
+            )
 
     @property
     def roots(self) -> list[Tensor]:

@@ -67,7 +67,14 @@ class Curvature:
         self._memory = memory
         self._kept: list[tuple[CurvatureGraph, float]] = []
         self._whole = False  # whether every batch's graph is kept
-        self._versions = [p._version for p in self.parameters]
+        self._versions = self._read_versions()
+        device = self.parameters[0].device.type
+        #: Graphs made later must be of the same precision as those made now.
+        self.autocast = torch.is_autocast_enabled(device)
+        self._precision = device, torch.get_autocast_dtype(device)
+
+    def _read_versions(self) -> list[int]:
+        return [p._version for p in self.model.parameters()]
 
     # ---- Graphs ------------------------------------------------------------------------------
 
@@ -84,9 +91,7 @@ class Curvature:
             second_derivatives(),
             torch.enable_grad(),
         ):
-            outputs = forward(self.model, inputs)
-            loss = self._loss_fn(outputs, targets)
-            self._require_loss(loss, where)
+            outputs, loss = self._evaluated(where, inputs, targets)
             graph: CurvatureGraph
             if self._kind == "ggn":
                 graph = GaussNewtonGraph(
@@ -94,10 +99,28 @@ class Curvature:
                 )
             else:
                 graph = HessianGraph(loss, self.parameters)
+        return graph, self.terms(where, inputs, targets)
+
+    def _evaluated(self, where: str, inputs: Any, targets: Any) -> tuple[Any, Tensor]:
+        device, dtype = self._precision
+        with torch.autocast(device, dtype, enabled=self.autocast, cache_enabled=False):
+            outputs = forward(self.model, inputs)
+            loss = self._loss_fn(outputs, targets)
+        self._require_loss(loss, where)
+        return outputs, loss
+
+    def gradient(self, inputs: Any, targets: Any) -> list[Tensor | None]:
+        """Of one batch's loss, without a graph; the model is left as it was."""
+        with self._untouched(seed=0), torch.enable_grad():
+            _, loss = self._evaluated("a part of batch 1", inputs, targets)
+            return list(torch.autograd.grad(loss, self.parameters, allow_unused=True))
+
+    def terms(self, where: str, inputs: Any, targets: Any) -> float:
+        """The weight of a batch's loss in the sum over batches."""
         terms = 1.0 if self._count is None else float(self._count(inputs, targets))
         if not (math.isfinite(terms) and terms > 0):
             raise ValueError(f"{where} counts {terms} terms: a batch's count must be above 0")
-        return graph, terms
+        return terms
 
     def _require_loss(self, loss: Any, where: str) -> None:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -117,15 +140,22 @@ class Curvature:
     @contextlib.contextmanager
     def _untouched(self, seed: int) -> Iterator[None]:
         """Put back buffers and random states; dropout draws the same numbers for a batch."""
+        modules = list(self.model.modules())
+        held = [dict(module._buffers) for module in modules]
         buffers = list(self.model.buffers())
         copies = [b.clone() for b in buffers]
         flags = [(module, module.training) for module in self.model.modules()]
         devices = sorted({p.device.index or 0 for p in self.parameters if p.device.type == "cuda"})
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
+            # Not torch.manual_seed, which reaches devices that are not put back.
+            torch.default_generator.manual_seed(seed)
+            for index in devices:
+                torch.cuda.default_generators[index].manual_seed(seed)
             try:
                 yield
             finally:
+                for module, known in zip(modules, held, strict=True):
+                    module._buffers.update(known)  # where a new tensor took a buffer's place
                 with torch.no_grad():
                     for buffer, copy in zip(buffers, copies, strict=True):
                         # A write, even of the same values, would spoil graphs that hold it.
@@ -136,7 +166,7 @@ class Curvature:
 
     def graphs(self) -> Iterator[tuple[CurvatureGraph, float]]:
         """Every batch's graph and weight; kept ones first, in the batches' order."""
-        if [p._version for p in self.parameters] != self._versions:
+        if self._read_versions() != self._versions:
             raise GraphError(
                 "the parameters have changed since this operator was made: make a new one at the "
                 "present weights"

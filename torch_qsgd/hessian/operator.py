@@ -12,7 +12,7 @@ import torch.distributed as dist
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
-from torch_qsgd.batches import Batches, Count, samples
+from torch_qsgd.batches import Batches, Count, digest, samples
 from torch_qsgd.checks import require_flag, require_number, require_one_of
 from torch_qsgd.derivatives.coordinates import Coordinates
 from torch_qsgd.errors import DivergenceError
@@ -114,6 +114,8 @@ class HessianOperator:
                 "count must be a function of inputs and targets, with reduction='mean'"
             )
         require_flag("check", check)
+        if torch.is_inference_mode_enabled():
+            raise ValueError("leave torch.inference_mode(): nothing can be differentiated there")
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
         self.kind = kind
@@ -129,14 +131,14 @@ class HessianOperator:
             model, loss_fn, leaves, batches, kind, terms, keep_graph, memory
         )
         self._positions = list(range(len(leaves)))
-        self._masks = _masks_by_name(chosen, masks)
+        self._masks = _masks_by_name(model, chosen, masks)
         self._mean = reduction == "mean"
         self._group = process_group
         self._coordinates = Coordinates(leaves, [self._masks.get(n) for n in chosen])
         if self.dimension == 0:
             raise ValueError("no coordinate is active: all masks are empty")
         if check:
-            check_curvature(self._curvature, batches, self._coordinates)
+            check_curvature(self._curvature, batches, self._coordinates, self._mean)
 
     # ---- As a matrix -------------------------------------------------------------------------
 
@@ -159,6 +161,11 @@ class HessianOperator:
     def device(self) -> torch.device:
         """Of vectors: the first parameter's."""
         return self._coordinates.device
+
+    @property
+    def fingerprint(self) -> str:
+        """A checksum of all the model's parameters. Cost: one pass over them."""
+        return digest(self._curvature.model.parameters())
 
     @property
     def products(self) -> int:
@@ -284,6 +291,7 @@ def _chosen_parameters(
     model: nn.Module, parameters: Iterable[Tensor] | None, layers: str | Sequence[str] | None
 ) -> dict[str, Tensor]:
     known: dict[str, Tensor] = dict(model.named_parameters())
+    aliases = _aliases(model)
     if parameters is None:
         chosen = {name: p for name, p in known.items() if p.requires_grad}
     else:
@@ -299,10 +307,17 @@ def _chosen_parameters(
                 f"{frozen[0]} has requires_grad=False: switch it on, or leave it out of parameters"
             )
     if layers is not None:
-        chosen = {name: chosen[name] for name in _matching(layers, list(chosen))}
+        names = [alias for alias, name in aliases.items() if name in chosen]
+        wanted_names = {aliases[alias] for alias in _matching(layers, names)}
+        chosen = {name: p for name, p in chosen.items() if name in wanted_names}
     if not chosen:
         raise ValueError("the model has no parameter that requires a gradient")
     for name, p in chosen.items():
+        if p._backward_hooks:
+            raise ValueError(
+                f"{name} has a hook on its gradient, which would change the Hessian: remove it, or "
+                "leave the parameter out"
+            )
         if not p.is_floating_point():
             raise ValueError(f"{name} has dtype {p.dtype}: only real floating point has a Hessian")
     return chosen
@@ -326,16 +341,33 @@ def _matching(layers: str | Sequence[str], names: Sequence[str]) -> list[str]:
     return [name for name in names if name in found]
 
 
-def _masks_by_name(chosen: Mapping[str, Tensor], masks: Masks | None) -> dict[str, Tensor]:
-    names = {id(p): name for name, p in chosen.items()}
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter; those that share a tensor stand for the first of them."""
+    first = {id(p): name for name, p in model.named_parameters()}
+    return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+def _masks_by_name(
+    model: nn.Module, chosen: Mapping[str, Tensor], masks: Masks | None
+) -> dict[str, Tensor]:
+    aliases = _aliases(model)
+    names = {id(p): name for name, p in model.named_parameters()}
     found: dict[str, Tensor] = {}
     for key, mask in (masks or {}).items():
-        name = names.get(id(key)) if isinstance(key, Tensor) else key
-        if name is None:
-            continue  # of a parameter outside the chosen layers
-        if not isinstance(name, str) or not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise ValueError("masks must map parameters, or their names, to bool tensors")
-        if name in chosen:
+        if isinstance(key, Tensor):
+            if id(key) not in names:
+                raise ValueError(
+                    f"a mask of shape {tuple(mask.shape)} belongs to a tensor that is no "
+                    "parameter of the model"
+                )
+            name = names[id(key)]
+        else:
+            if key not in aliases:
+                raise ValueError(_unknown("parameter", str(key), list(aliases)))
+            name = aliases[key]
+        if name in chosen:  # others are of parameters outside the chosen layers
             found[name] = mask
     return found
 
