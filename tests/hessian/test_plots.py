@@ -59,7 +59,8 @@ SPECTRA = {
     "deep": deep(),
     "tiny": deep(1e-8),
     "large": deep(1e8),
-    "positive": spectrum(np.linspace(0.1, 5, 40), np.ones(40), np.arange(40) > 37, 40),
+    "thousands": deep(1e4),
+    "positive": spectrum(np.linspace(1, 5, 40), np.ones(40), np.arange(40) > 37, 40),
     "negative": spectrum(np.linspace(-5, -0.1, 40), np.ones(40), np.arange(40) < 2, 40),
     "zero": single(0.0, exact=False),
     "exact zero": single(0.0, exact=True),
@@ -125,6 +126,7 @@ def test_curves_hold_the_mass_that_is_not_exact_on_its_side(name: str) -> None:
     for colour, side in ((VERMILION, found.nodes < 0), (BLUE, found.nodes >= 0)):
         x, density = drawn[colour].T
         expected = found.weights[side & ~found.exact].sum()
+        assert (x <= 0).all() if colour == VERMILION else (x >= 0).all()
         assert np.trapezoid(density, x) == pytest.approx(expected, rel=1e-3)
 
 
@@ -209,10 +211,14 @@ def test_a_positive_spectrum_shows_nothing_negative() -> None:
 def test_the_legend_gives_the_shares() -> None:
     found = deep()
     texts = [text.get_text() for text in plot_spectrum(found).legends[0].get_texts()]
-    assert f"λ < 0: {100 * found.negative_mass:.3g} % of eigenvalues" in texts
+    low, high = (100 * limit for limit in found.negative_mass_range)
+    assert f"λ < 0: {low:.2g} to {high:.2g} % of eigenvalues" in texts
+    assert f"λ ≥ 0: {100 - high:.2g} to {100 - low:.2g} % of eigenvalues" in texts
+    (only,) = plot_spectrum(SPECTRA["zero"]).legends[0].get_texts()
+    assert only.get_text() == "λ ≥ 0: 0 to 100 % of eigenvalues"
 
 
-@pytest.mark.parametrize("name", ["deep", "tiny", "positive", "zero", "one"])
+@pytest.mark.parametrize("name", ["deep", "tiny", "thousands", "positive", "zero", "one"])
 def test_no_text_overlaps_another_or_leaves_the_picture(name: str) -> None:
     figure = plot_spectrum(SPECTRA[name], lr=0.05, title="A title of some length")
     figure.draw_without_rendering()

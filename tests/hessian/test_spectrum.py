@@ -318,7 +318,7 @@ def test_the_table_holds_what_matters() -> None:
         "Gauss–Newton matrix, dimension 272,474",
         "-1 ± 1e-06  to  60 ± 1e-05",
         "37.5 (error unknown)",
-        "1.65 %, below -1e-08",
+        "1.7 % (1.5 to 1.8 %), below -1e-08",
         "2,000, of them 10 converged",
         "240 products (3 probes of 80 steps), 1.5 s",
     ):

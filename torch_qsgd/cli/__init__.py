@@ -8,7 +8,6 @@ from torch_qsgd.cli.spectrum import spectrum_command
 from torch_qsgd.cli.train import train_command
 
 app = typer.Typer(
-    help="Train pruned networks by windows of a truncated Carleman system, and look at Hessians.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -17,7 +16,12 @@ app = typer.Typer(
 
 @app.callback()
 def _main() -> None:
-    """Train pruned networks by windows of a truncated Carleman system, and look at Hessians."""
+    """Train pruned networks by windows of a truncated Carleman system, and look at Hessians.
+
+    Example: python -m torch_qsgd train --data digits --output runs/demo
+
+    python -m torch_qsgd spectrum --data digits --checkpoint runs/demo/model.pt --lr 0.01
+    """
 
 
 app.command("train")(train_command)

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import torch.nn.functional as F
 import typer
 from rich.console import Console
@@ -46,6 +47,33 @@ def model_shape(
     """The fields of ``ResNetConfig`` that were asked for."""
     given = {"width": width, "depth": depth, "activation": activation, "norm": norm}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def usable_device(name: str) -> torch.device:
+    """A device by name, after a first tensor on it.
+
+    Raises:
+        ValueError: where there is no such device here, with those that there are.
+    """
+    here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    here += ["mps"] if torch.backends.mps.is_available() else []
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}; here: {', '.join(here)}") from None
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch built without it asserts
+        reason = str(error).split("\n")[0]
+        if device.type == "cuda" and not torch.cuda.is_available():
+            reason = (
+                "this PyTorch finds no GPU: the driver is missing, or PyTorch was built without "
+                "CUDA"
+            )
+        raise ValueError(
+            f"device {name!r} cannot be used: {reason}; here: {', '.join(here)}"
+        ) from error
+    return device
 
 
 # ---- Losses --------------------------------------------------------------------------------------

@@ -18,11 +18,13 @@ from torch.utils.data import DataLoader
 from torch_qsgd.checks import require_integer, require_number, require_one_of
 from torch_qsgd.cli import common
 from torch_qsgd.cli.checkpoint import load_weights, zeros_held
+from torch_qsgd.cli.layers import layer_blocks, require_layers
 from torch_qsgd.cli.spectrum_report import SpectrumReport
 from torch_qsgd.cli.unfinished import Unfinished
 from torch_qsgd.data import fixed_batches, load_data
 from torch_qsgd.errors import DivergenceError, GraphError
 from torch_qsgd.hessian import HessianOperator, Spectrum, eigenpairs_of, spectrum_of
+from torch_qsgd.hessian.masses import counted
 from torch_qsgd.hessian.operator import KINDS
 from torch_qsgd.models import build_model
 from torch_qsgd.optim import QuantumSGD
@@ -50,7 +52,8 @@ class _Task:
         facts = self.facts
         return (
             f"{self.title}\n{facts['parameters']:,} parameters, {facts['active']:,} of them "
-            f"active\n{facts['samples']:,} training images in {len(self.batches)} batches: "
+            f"active\n{counted(facts['samples'], 'training image')} in "
+            f"{counted(len(self.batches), 'batch', 'batches')}: "
             f"loss {facts['mean_loss']:.4g}, accuracy {facts['accuracy']:.1%}"
         )
 
@@ -70,7 +73,8 @@ def spectrum_command(
     train_mode: Annotated[
         bool,
         typer.Option(
-            "--train-mode/--eval", help="Normalise by each batch, or by running statistics."
+            "--train-mode/--eval",
+            help="Normalise by each batch, as training does, or by running statistics.",
         ),
     ] = False,
     loss: Annotated[
@@ -123,6 +127,14 @@ def spectrum_command(
 
     Give --seed, --model and its shape as train had them: weights do not tell
     activations. Ctrl-C leaves a state that --resume goes on from.
+
+    Dissipativity: a step of gradient descent shrinks the modes with eigenvalues
+    between 0 and 2/lr, and amplifies negative ones and those beyond 2/lr.
+
+    Error proxy P(t): the mean of |1 - lr λ|^t over all eigenvalues λ, which
+    falls as modes shrink and rises once amplified ones prevail.
+
+    Best window t*: the number of steps t at which P(t) is least.
 
     Example: python -m torch_qsgd spectrum --data digits --width 16 --depth 8
     --activation silu --checkpoint runs/demo/model.pt --lr 0.02
@@ -207,7 +219,8 @@ def _prepare(console: Console, given: Mapping[str, Any]) -> _Task:
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if not total:
         raise ValueError(f"{given['model']} has no weights to differentiate by")
-    model = model.to(given["device"])
+    require_layers(model, given["layers"] or [])
+    model = model.to(common.usable_device(given["device"]))
     batches = fixed_batches(
         images, given["batch_size"], given["batches"], given["seed"], given["workers"]
     )
@@ -277,17 +290,6 @@ def _masks(
 # ---- Measuring -----------------------------------------------------------------------------------
 
 
-def _layers(
-    operator: HessianOperator, masks: Mapping[str, Tensor] | None
-) -> dict[str, HessianOperator]:
-    """The diagonal block of every module that owns active weights, by the module's name."""
-    owned: dict[str, list[str]] = {}
-    for name in operator.parameter_names:
-        if masks is None or name not in masks or bool(masks[name].any()):
-            owned.setdefault(name.rpartition(".")[0] or name, []).append(name)
-    return {layer: operator.block(names) for layer, names in owned.items()}
-
-
 def _measure(
     operator: HessianOperator,
     unfinished: Unfinished,
@@ -319,7 +321,7 @@ def _measure_layers(
     probing: Mapping[str, int],
 ) -> None:
     """Fill ``spectra`` layer by layer, so that an interrupted run leaves those it has."""
-    blocks = _layers(operator, masks)
+    blocks = layer_blocks(operator, masks)
     with common.progress_bar(console) as bar:
         task = bar.add_task("layers", total=len(blocks))
         for index, (name, block) in enumerate(blocks.items()):

@@ -42,13 +42,15 @@ class SpectrumReport:
     def to_json(self) -> dict[str, Any]:
         """All numbers: ``spectrum``, or ``layers`` by name, is what ``Spectrum.from_json`` reads.
 
-        ``gradient_descent`` is that of each, where a learning rate was given. ``null`` stands for
-        infinity and for what is not known.
+        ``negative_mass`` is that of each with its range, and ``gradient_descent``, where a learning
+        rate was given. ``null`` stands for infinity and for what is not known.
         """
         whole = self.spectra.get("")
         parts = {name: spectrum.to_json() for name, spectrum in self.spectra.items()}
         found: dict[str, Any] = {"title": self.title, "complete": self.complete, **self.facts}
         found |= {"layers": parts} if whole is None else {"spectrum": parts[""]}
+        masses = {name: tables.negative_mass(s) for name, s in self.spectra.items()}
+        found["negative_mass"] = masses if whole is None else masses[""]
         if self.lr is not None:
             descent = {name: tables.descent(s, self.lr) for name, s in self.spectra.items()}
             found["gradient_descent"] = descent if whole is None else descent[""]
@@ -83,5 +85,6 @@ class SpectrumReport:
         if self.pairs:
             self.console.print(tables.eigenpairs_table(self.pairs))
         if self.lr is not None:
-            for table in tables.descent_tables(tables.descent(whole, self.lr)):
+            found = tables.descent(whole, self.lr)
+            for table in tables.descent_tables(found, coarse=not whole.exact.all()):
                 self.console.print(table)

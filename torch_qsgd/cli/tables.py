@@ -10,8 +10,14 @@ import numpy as np
 from rich.table import Table
 
 from torch_qsgd.hessian import Spectrum
+from torch_qsgd.hessian.masses import counted, percent, percent_range
 
 KINDS = {"hessian": "Hessian", "ggn": "Gauss–Newton matrix"}
+
+#: A bound above this share of the eigenvalue's size is worth a note.
+_WIDE = 0.01
+#: Fewer converged eigenvalues than this are.
+_FEW = 2
 
 #: Steps t at which the error proxy is shown, beside its minimum.
 _TIMES = (1, 10, 100, 1000)
@@ -19,6 +25,33 @@ _TIMES = (1, 10, 100, 1000)
 
 def _number(value: float) -> str:
     return f"{value:.5g}"
+
+
+def _settled(spectrum: Spectrum) -> bool:
+    """Whether the trace is exact, but for rounding."""
+    return bool(spectrum.exact.all()) or spectrum.trace_error <= spectrum.resolution
+
+
+def _trace_error(spectrum: Spectrum) -> str:
+    return "exact" if _settled(spectrum) else _error(spectrum.trace_error)
+
+
+def _bound_note(value: float, bound: float, resolution: float) -> str:
+    wide = bound > max(_WIDE * abs(value), 2 * resolution)  # no step helps against rounding
+    return "residual bound; wide: raise --steps" if wide else "residual bound"
+
+
+def _converged_note(spectrum: Spectrum) -> str:
+    if spectrum.exact.all():
+        return "all eigenvalues, found one by one"
+    few = int(spectrum.exact.sum()) < _FEW
+    return "found one by one; few: raise --steps" if few else "eigenvalues found one by one"
+
+
+def negative_mass(spectrum: Spectrum) -> dict[str, float]:
+    """The share of negative eigenvalues and its limits, as plain numbers."""
+    low, high = spectrum.negative_mass_range
+    return {"estimate": spectrum.negative_mass, "low": low, "high": high}
 
 
 def _error(value: float) -> str:
@@ -39,21 +72,28 @@ def spectrum_table(spectrum: Spectrum, samples: int) -> Table:
             "λ_max",
             _number(spectrum.lambda_max),
             _error(spectrum.lambda_max_bound),
-            "residual bound",
+            _bound_note(spectrum.lambda_max, spectrum.lambda_max_bound, spectrum.resolution),
         ),
         (
             "λ_min",
             _number(spectrum.lambda_min),
             _error(spectrum.lambda_min_bound),
-            "residual bound",
+            _bound_note(spectrum.lambda_min, spectrum.lambda_min_bound, spectrum.resolution),
         ),
-        ("trace", _number(spectrum.trace), _error(spectrum.trace_error), "standard error"),
+        (
+            "trace",
+            _number(spectrum.trace),
+            _trace_error(spectrum),
+            "but for rounding" if _settled(spectrum) else "standard error",
+        ),
         (
             "negative mass",
-            f"{spectrum.negative_mass:.2%}",
+            f"{percent(spectrum.negative_mass)} %",
             "",
-            f"share of λ < {-spectrum.resolution:.0e}",
+            f"{percent_range(spectrum.negative_mass_range)}; share of λ < "
+            f"{-spectrum.resolution:.0e}",
         ),
+        ("converged", f"{spectrum.exact.sum():,}", "", _converged_note(spectrum)),
         ("effective rank", f"{spectrum.effective_rank:,.1f}", "", "exponential of entropy"),
         ("products", f"{spectrum.products:,}", "", _runs(spectrum)),
         ("seconds", f"{spectrum.seconds:.1f}", "", ""),
@@ -64,16 +104,17 @@ def spectrum_table(spectrum: Spectrum, samples: int) -> Table:
 
 
 def _runs(spectrum: Spectrum) -> str:
-    probes = "probe" if spectrum.probes == 1 else "probes"
-    return f"{spectrum.probes} {probes} × {spectrum.steps} steps"
+    return f"{counted(spectrum.probes, 'probe')} × {counted(spectrum.steps, 'step')}"
 
 
 def layers_table(spectra: Mapping[str, Spectrum], lr: float | None) -> Table:
     """A row a layer; with a learning rate, also its best window."""
     kind = KINDS[next(iter(spectra.values())).kind]
     table = Table(title=f"Spectrum of the {kind}, a diagonal block a layer", title_justify="left")
+    if lr is not None and not all(spectrum.exact.all() for spectrum in spectra.values()):
+        table.caption, table.caption_justify = "t*: best window, from few coarse nodes", "left"
     table.add_column("layer", overflow="fold")
-    names = ("n", "λ_max", "λ_min", "trace", "± s.e.", "λ < 0")
+    names = ("n", "λ_max", "λ_min", "trace", "± s.e.", "λ < 0, %")
     for name in (*names, *(["t*"] if lr is not None else [])):
         table.add_column(name, justify="right", no_wrap=True)
     for layer, spectrum in spectra.items():
@@ -83,8 +124,8 @@ def layers_table(spectra: Mapping[str, Spectrum], lr: float | None) -> Table:
             f"{spectrum.lambda_max:.3g}",
             f"{spectrum.lambda_min:.2g}",
             f"{spectrum.trace:.3g}",
-            _error(spectrum.trace_error),
-            f"{spectrum.negative_mass:.1%}",
+            _trace_error(spectrum),
+            "–".join(dict.fromkeys(map(percent, spectrum.negative_mass_range))),
         ]
         if lr is not None:
             cells.append(_steps(spectrum.best_window(lr)))
@@ -124,8 +165,8 @@ def descent(spectrum: Spectrum, lr: float) -> dict[str, Any]:
     }
 
 
-def descent_tables(found: Mapping[str, Any]) -> list[Table]:
-    """:func:`descent`'s numbers, and the error proxy over time."""
+def descent_tables(found: Mapping[str, Any], coarse: bool) -> list[Table]:
+    """:func:`descent`'s numbers, whether of ``coarse`` nodes, and the error proxy over time."""
     ratio, best = found["lambda_max_over_limit"], found["best_window"]
     verdict = "below 1: stiff modes shrink" if ratio < 1 else "1 or more: stiff modes grow"
     table = Table(title=f"Gradient descent at η = {found['lr']:g}", title_justify="left")
@@ -136,9 +177,9 @@ def descent_tables(found: Mapping[str, Any]) -> list[Table]:
     table.add_row("λ_max / (2/η)", f"{ratio:.3g}", verdict)
     table.add_row(
         "|1 − ηλ| over 1",
-        f"{found['amplified_mass']:.2%}",
-        f"{found['amplified_mass_negative']:.2%} negative, "
-        f"{found['amplified_mass_beyond_limit']:.2%} beyond 2/η",
+        f"{percent(found['amplified_mass'])} %",
+        f"{percent(found['amplified_mass_negative'])} % negative, "
+        f"{percent(found['amplified_mass_beyond_limit'])} % beyond 2/η",
     )
     table.add_row(
         "largest |1 − ηλ|", f"{found['largest_multiplier']:.6g}", "growth of its mode a step"
@@ -146,7 +187,8 @@ def descent_tables(found: Mapping[str, Any]) -> list[Table]:
     table.add_row(
         "best window t*",
         _steps(best),
-        "P(t) never rises" if math.isinf(best) else "steps at which P(t) is least",
+        ("P(t) never rises" if math.isinf(best) else "P(t) is least")
+        + "; from few coarse nodes" * coarse,
     )
     proxy = Table(title="Error proxy P(t) = Σ w |1 − ηλ|^t", title_justify="left")
     for name in ("steps t", "P(t)", "positive modes", "negative modes"):

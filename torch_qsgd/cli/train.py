@@ -22,6 +22,7 @@ from torch_qsgd.cli import common
 from torch_qsgd.data import ImageData, fixed_batches, load_data
 from torch_qsgd.errors import DivergenceError, GraphError
 from torch_qsgd.hessian import DissipativityMonitor
+from torch_qsgd.hessian.masses import counted
 from torch_qsgd.models import build_model
 from torch_qsgd.optim import QuantumSGD
 from torch_qsgd.readout import Tomography
@@ -167,7 +168,8 @@ def train_command(
             image_size=image_size,
             workers=workers,
         )
-        network = build_model(model, images.classes, images.channels, **shape).to(device)
+        network = build_model(model, images.classes, images.channels, **shape)
+        network = network.to(common.usable_device(device))
         arms = _arms(
             network,
             compare,
@@ -375,7 +377,8 @@ def _write_monitor(
     common.say(
         console,
         f"monitor: {output}/monitor.png, {output}/monitor.json\n"
-        f"  {len(history.records)} spectra, {history.products:,} products, "
+        f"  {counted(len(history.records), 'spectrum', 'spectra')}, "
+        f"{counted(history.products, 'product')}, "
         f"{history.seconds:.1f} s, {history.share:.0%} of the run; "
-        f"ended {ended} of {len(history.windows)} windows",
+        f"ended {ended} of {counted(len(history.windows), 'window')}",
     )

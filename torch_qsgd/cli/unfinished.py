@@ -22,7 +22,7 @@ class Unfinished:
 
     Raises:
         ValueError: with ``resume``, where there is nothing to resume, or what is there was begun
-            with other settings.
+            with other settings; without, where there is work that would be lost.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], resume: bool) -> None:
@@ -35,6 +35,11 @@ class Unfinished:
                     "was ended since; leave --resume out to begin"
                 )
             self._require_same(json.loads(self._stored.read_text(encoding="utf-8")))
+        elif folder.is_dir() and any(path != self._stored for path in folder.iterdir()):
+            raise ValueError(
+                f"{folder} holds the work of a run that was interrupted: give --resume to go on "
+                "with it; to begin anew, remove that folder or give another --output"
+            )
 
     def _require_same(self, before: Mapping[str, Any]) -> None:
         for name, value in json.loads(json.dumps(self._settings)).items():
@@ -42,12 +47,12 @@ class Unfinished:
                 option = f"--{name.replace('_', '-')}"
                 raise ValueError(
                     f"the run to resume in {self._folder.parent} had {option} "
-                    f"{before.get(name)!r}, not {value!r}: give the same, or leave --resume out "
-                    "to begin anew"
+                    f"{before.get(name)!r}, not {value!r}: give the same; to begin anew, remove "
+                    f"{self._folder} or give another --output"
                 )
 
     def open(self) -> None:
-        """Make the folder, empty unless the run is resumed."""
+        """Make the folder; unless the run is resumed, it holds the settings alone."""
         if not self._resume:
             self.close()
             self._folder.mkdir(parents=True)

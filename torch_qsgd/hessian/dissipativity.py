@@ -132,6 +132,9 @@ def best_window(
     P(t + 1) − P(t) = Σ w |m|^t (|m| − 1) never falls with t, so its first t at or above zero is
     found by doubling and bisection; it is compared in logarithms, which no t overflows.
 
+    Of a quadrature, it is as coarse as the few nodes near zero on which it depends, and has no
+    error bar: compare it with that of more steps, or another probe.
+
     Args:
         nodes, weights, lr, resolution: as in :func:`error_proxy`.
 

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from torch_qsgd.checks import require_flag, require_integer, require_number, require_one_of
+from torch_qsgd.hessian.masses import counted
 from torch_qsgd.hessian.operator import HessianOperator
 from torch_qsgd.hessian.thick_restart import ENDS, SymmetricOperator, ThickRestart, rounding
 
@@ -51,7 +52,7 @@ class Eigenpairs(Generic[Vector]):
         state = "all converged" if missing == 0 else f"{missing} not converged: allow more products"
         if missing == 0 and not self.searched:
             state += ", copies of equal ones not looked for: allow more products"
-        head = f"{count} eigenpair{'s' * (count != 1)} after {self.products:,} products, {state}"
+        head = f"{counted(count, 'eigenpair')} after {counted(self.products, 'product')}, {state}"
         lines = [head]
         for value, residual, settled in zip(
             self.values, self.residuals, self.converged, strict=True

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torch_qsgd.checks import require_number
+from torch_qsgd.hessian.masses import percent_range
 from torch_qsgd.hessian.spectrum import Spectrum, broadened
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ Flags = NDArray[np.bool_]
 #: sides apart in grey.
 _NEGATIVE = {"color": "#D55E00", "hatch": "////", "marker": "v", "name": "λ < 0"}
 _POSITIVE = {"color": "#0072B2", "hatch": None, "marker": "o", "name": "λ ≥ 0"}
+#: times a power of ten has a logarithm of at least the power; matplotlib would else label the
+#: decade below it, on top of zero.
+ROUNDED_UP = 1 + 1e-9
 _POINTS = 1500  # of a curve
 _MOST_LINEAR = 20.0  # an axis that reaches so many times as far as the bulk is linear
 _MOST_DECADES = 4.0  # of a logarithmic axis, on each side
@@ -41,12 +45,14 @@ def plot_spectrum(
 ) -> Figure:
     r"""Draw a spectrum's density on a logarithmic axis, with its outliers as stems.
 
-    The curve holds the nodes that are not exact, broadened to Gaussians; the converged eigenvalues
-    stand as stems at their place, of height 1/n, read on the right. Right and left axis are the
-    same but for the width σ: a share of one eigenvalue is a density of 1/(nσ) over a width of σ.
-    Where outliers lie far from the bulk, the eigenvalue axis is linear about zero and logarithmic
-    beyond, and σ grows there with \|λ\|. Modes that are negative beyond the resolution have a
-    colour and hatching of their own; broadened, they may reach over zero.
+    The curve holds the nodes that have not converged, broadened to Gaussians; converged ones, the
+    ``exact`` of :class:`.Spectrum`, stand as stems at their place, of height 1/n, read on the
+    right. Right and left axis are the same but for the width σ: a share of one eigenvalue is a
+    density of 1/(nσ) over a width of σ. Where outliers lie far from the bulk, the eigenvalue axis
+    is linear about zero and logarithmic beyond, and σ grows there with \|λ\|. Modes that are
+    negative beyond the resolution have a colour and hatching of their own. What a Gaussian has
+    beyond zero is drawn mirrored, on its own side, so that areas are shares of eigenvalues. The
+    legend gives the range of the shares, see ``Spectrum.negative_mass_range``.
 
     Args:
         spectrum: what to draw.
@@ -84,8 +90,10 @@ def plot_spectrum(
 
     highest = 1 / (spectrum.dimension * scale.width)
     negative = spectrum.nodes < -spectrum.resolution
-    for side, look in ((negative, _NEGATIVE), (~negative, _POSITIVE)):
-        name = f"{look['name']}: {100 * spectrum.weights[side].sum():.3g} % of eigenvalues"
+    low, high = spectrum.negative_mass_range
+    sides = (negative, _NEGATIVE, (low, high)), (~negative, _POSITIVE, (1 - high, 1 - low))
+    for side, look, limits in sides:
+        name = f"{look['name']}: {percent_range(limits)} of eigenvalues"
         highest = max(highest, _draw_density(axes, spectrum, side, scale, look, name))
         _draw_stems(shares, spectrum, side, look)
     if limit is not None:
@@ -152,7 +160,7 @@ class _Scale:
 
     def apply(self, axes: Any) -> None:
         if self.linear_to is not None:
-            axes.set_xscale("symlog", linthresh=self.linear_to, subs=range(2, 10))
+            axes.set_xscale("symlog", linthresh=ROUNDED_UP * self.linear_to, subs=range(2, 10))
         axes.set_xlim(*self.limits)
 
     def widths(self, nodes: Array, weights: Array) -> Array:
@@ -200,8 +208,10 @@ def _draw_density(
     if not drawn.any():
         return 0.0
     nodes, weights = spectrum.nodes[drawn], spectrum.weights[drawn]
-    grid = scale.grid()
-    density = broadened(grid, nodes, weights, scale.widths(nodes, weights))
+    widths, grid = scale.widths(nodes, weights), scale.grid()
+    own = grid < 0 if look is _NEGATIVE else grid > 0
+    grid = np.sort(np.append(grid[own], 0.0))
+    density = broadened(grid, nodes, weights, widths) + broadened(-grid, nodes, weights, widths)
     colour = look["color"]
     axes.fill_between(
         grid,

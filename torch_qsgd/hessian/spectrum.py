@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from torch_qsgd.checks import require_integer, require_number
 from torch_qsgd.files import load_json, save_json
-from torch_qsgd.hessian import dissipativity
+from torch_qsgd.hessian import dissipativity, masses
 from torch_qsgd.hessian.dissipativity import ErrorProxy
+from torch_qsgd.hessian.masses import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,8 +45,8 @@ class Spectrum:
         nodes: x, of shape (k,), float64, ascending.
         weights: w, of shape (k,), float64, at least 0, with sum 1: the node's share of the n
             eigenvalues.
-        exact: bool, of shape (k,); True for a node that is a converged eigenvalue, with its exact
-            mass 1/n.
+        exact: bool, of shape (k,); True for a node that has converged: an eigenvalue, with its
+            exact mass 1/n. "Exact" and "converged" mean the same.
         dimension: n, the active coordinates.
         lambda_min, lambda_min_bound: the least eigenvalue found; one lies within ± the bound.
         lambda_max, lambda_max_bound: the largest one found, likewise.
@@ -72,7 +73,7 @@ class Spectrum:
         Spectrum of a Hessian, dimension 4
           eigenvalues     -1 ± 1e-06  to  8 ± 1e-05
           trace           7 ± 0.5
-          negative mass   25 %, below -1e-07
+          negative mass   25 % (25 to 75 %), below -1e-07
           effective rank  1.417
           nodes           3, of them 2 converged eigenvalues
           cost            12 products (3 probes of 4 steps), 0.25 s
@@ -191,8 +192,15 @@ class Spectrum:
 
     @property
     def negative_mass(self) -> float:
-        """Share of eigenvalues below minus the resolution."""
+        """Share of eigenvalues below minus the resolution; see :attr:`negative_mass_range`."""
         return float(self.weights[self.nodes < -self.resolution].sum())
+
+    @property
+    def negative_mass_range(self) -> tuple[float, float]:
+        """Limits of the negative mass, without the probes' noise: :mod:`.masses`."""
+        return masses.negative_mass_range(
+            self.nodes, self.weights, self.exact, self.probes, self.resolution
+        )
 
     def moments(self, order: int) -> Array:
         """Means of λ, λ² … over all eigenvalues.
@@ -274,11 +282,12 @@ class Spectrum:
         rows = {
             "eigenvalues": f"{least}  to  {largest}",
             "trace": f"{self.trace:.6g} {_within(self.trace_error)}",
-            "negative mass": f"{100 * self.negative_mass:.3g} %, below {0 - self.resolution:.2g}",
+            "negative mass": f"{masses.with_range(self.negative_mass, self.negative_mass_range)}, "
+            f"below {0 - self.resolution:.2g}",
             "effective rank": f"{rank:,.0f}" if rank >= 1000 else f"{rank:.4g}",
             "nodes": f"{len(self.nodes):,}, of them {self.exact.sum():,} converged eigenvalues",
-            "cost": f"{self.products:,} products ({self.probes:,} probes of {self.steps:,} steps), "
-            f"{self.seconds:.3g} s",
+            "cost": f"{counted(self.products, 'product')} ({counted(self.probes, 'probe')} of "
+            f"{counted(self.steps, 'step')}), {self.seconds:.3g} s",
         }
         head = f"Spectrum of a {_NAMES.get(self.kind, self.kind)}, dimension {self.dimension:,}"
         return "\n".join([head, *(f"  {name:<15} {text}" for name, text in rows.items())])
