@@ -1,15 +1,21 @@
 """Windows that end while training still is dissipative: the monitor beside fixed lengths.
 
-A small convolutional network learns real images of digits in windows of at most 100 steps: once
-as long as that, once ended by the monitor, once in short windows of a length found by trial.
+A small convolutional network learns real images of digits, from the same weights and on the same
+batches, in windows of 4, 12, 25 and 100 steps, and in windows of at most 100 that the monitor
+ends. No classical steps lie between windows, and all runs end with a download.
 
-    python examples/dissipativity.py                a quarter of a minute
+The monitor keeps windows from growing too long without a length to choose: it does as well as a
+well-chosen fixed length, and no better, and takes more time than this small network's training.
+
+    python examples/dissipativity.py                20 seconds
     python examples/dissipativity.py --output DIR   where the picture and the history go
 """
 
 from __future__ import annotations
 
 import itertools
+import math
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +48,9 @@ def train(window: int, watched: bool) -> tuple[list[str], DissipativityMonitor |
     )
     stream = itertools.chain.from_iterable(itertools.repeat(data.train))
     batches = list(itertools.islice(stream, STEPS))
-    opt = QuantumSGD(model.parameters(), lr=RATE, density=0.5, window=window, order=1)
+    opt = QuantumSGD(
+        model.parameters(), lr=RATE, density=0.5, window=window, classical_steps=0, order=1
+    )
     monitor = DissipativityMonitor(opt, model, F.cross_entropy, batches[0]) if watched else None
     outcome = ""
     try:
@@ -56,18 +64,13 @@ def train(window: int, watched: bool) -> tuple[list[str], DissipativityMonitor |
     except DivergenceError:
         outcome = "diverged"
     loss, accuracy = evaluate(model, F.cross_entropy, data.validation, torch.device("cpu"))
+    if not math.isfinite(loss):
+        outcome = outcome or "NaN"
     lengths = [w.steps for w in opt.windows]
     mean = sum(lengths) / len(lengths) if lengths else 0.0
-    cost = f"{monitor.products:,} products, {100 * monitor.share:.0f} %" if monitor else ""
-    classical = f"{opt.total_steps - sum(lengths)}"
-    row = [
-        f"{len(lengths)}",
-        f"{mean:.0f}",
-        classical,
-        outcome or f"{loss:.3g}",
-        f"{100 * accuracy:.1f} %",
-    ]
-    return [*row, cost], monitor
+    cost = [f"{monitor.products:,}", f"{100 * monitor.share:.0f} %"] if monitor else ["", ""]
+    row = [f"{len(lengths)}", f"{mean:.0f}", outcome or f"{loss:#.3g}", f"{100 * accuracy:.1f} %"]
+    return [*row, *cost], monitor
 
 
 def main(
@@ -75,23 +78,27 @@ def main(
         "runs"
     ),
 ) -> None:
-    """Train three times and compare."""
+    """Train with each window length, and with the monitor, and compare."""
     output.mkdir(parents=True, exist_ok=True)
     table = Table(title=f"{STEPS} steps on digits, order 1, learning rate {RATE}, half the weights")
-    columns = ("windows", "number", "mean steps", "classical steps", "loss (nats)", "accuracy")
-    for column in (*columns, "monitor's cost"):
-        table.add_column(column, justify="left" if column == "windows" else "right")
-    for name, window, watched in (
-        ("100 steps", 100, False),
-        ("at most 100, monitored", 100, True),
-        ("12 steps", 12, False),
-    ):
-        row, monitor = train(window, watched)
-        table.add_row(name, *row)
+    table.add_column("window")
+    measured = ("number", "mean\nsteps", "loss\n(nats)", "accuracy")
+    for column in (*measured, "monitor's\nproducts", "monitor's\nshare of time"):
+        table.add_column(column, justify="right")
+    for window, watched in ((4, False), (12, False), (25, False), (100, False), (100, True)):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*of the time")  # the table tells it
+            row, monitor = train(window, watched)
+        table.add_row("monitored" if watched else f"{window} steps", *row)
         if monitor is not None:
             monitor.history.plot(output / "dissipativity.png", title="Digits, monitored windows")
             monitor.history.save(output / "dissipativity.json")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(
+        "The monitor matches a well-chosen fixed window, and does not beat it: it saves knowing "
+        "the length."
+    )
 
 
 if __name__ == "__main__":

@@ -203,6 +203,27 @@ def test_a_trigger_may_look_ahead_and_may_download_itself() -> None:
     torch.testing.assert_close(vector(model.parameters()), predicted[-1], rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("again", ["reupload", "discard and upload"])
+def test_a_reason_ends_no_window_that_the_trigger_has_opened_itself(again: str) -> None:
+    def trigger(opt: QuantumSGD) -> str | None:
+        if opt.window_step < 3:
+            return None
+        if again == "reupload":
+            opt.reupload()
+        else:
+            opt.discard()
+            opt.upload()
+        return "of the window before"
+
+    model = tanh_network()
+    opt = QuantumSGD(model.parameters(), lr=0.05, density=1, window=9, trigger=trigger)
+    run_recorded(opt, model, regression(3))
+    assert [w.reason for w in opt.windows] == (["requested"] if again == "reupload" else [])
+    assert (opt.phase, opt.window_step) == ("window", 0)
+    run_recorded(opt, model, regression(2))
+    assert opt.window_step == 2
+
+
 @pytest.mark.parametrize("way", [by_recording, by_batch])
 def test_a_trigger_that_fails_does_not_lose_the_step(way: Any) -> None:
     def failing(opt: QuantumSGD) -> None:
@@ -234,6 +255,10 @@ def test_what_a_trigger_may_be_and_return() -> None:
     model = tanh_network()
     with pytest.raises(TypeError, match="trigger must be callable or None, got str"):
         QuantumSGD(model.parameters(), trigger="negative mass")  # type: ignore[arg-type]
+    opt = QuantumSGD(model.parameters(), trigger=after)
+    with pytest.raises(TypeError, match="trigger must be callable or None, got str"):
+        opt.trigger = "negative mass"  # type: ignore[assignment]
+    assert opt.trigger is after
     opt = QuantumSGD(model.parameters(), lr=0.05, density=1, window=5, trigger=lambda _: True)
     with pytest.raises(TypeError, match=r"a string, or None to go on; got bool"):
         run_recorded(opt, model, regression(1))

@@ -206,13 +206,15 @@ class Cycle(WindowState):
 
     def _ask(self, trigger: Callable[[Any], str | None]) -> None:
         """Asked when the step has been taken in full, which an error of the trigger leaves so."""
+        opened = self.total_steps - self.window_step
         reason = trigger(self)
         if reason is not None and not isinstance(reason, str):
             raise TypeError(
                 "trigger must return the reason to end the window, a string, or None to go on; "
                 f"got {type(reason).__name__}"
             )
-        if self.phase == "window":  # the trigger may have ended it itself
+        # The trigger may have ended the window itself, and opened the next one.
+        if self.phase == "window" and self.total_steps - self.window_step == opened:
             self._cycle["due"] = reason or ""
 
     def _download_if_due(self) -> None:

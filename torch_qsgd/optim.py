@@ -136,14 +136,13 @@ class QuantumSGD(Cycle):
         self.loss_fn = loss_fn
         if not isinstance(readout, Tomography | None):
             raise TypeError(f"readout must be a Tomography or None, got {type(readout).__name__}")
-        if trigger is not None and not callable(trigger):
-            raise TypeError(f"trigger must be callable or None, got {type(trigger).__name__}")
         self.solver = resolve_solver(solver)
         self.representation = resolve_representation(representation)
         self.representation.require_solver(self.solver)
         self.readout = readout
         self._generator = generator or torch.Generator().manual_seed(0)
         self._reset_transients()
+        self.trigger = trigger
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -161,7 +160,6 @@ class QuantumSGD(Cycle):
         }
         check_options(defaults)
         super().__init__(params, defaults)
-        self.trigger = trigger
         attach = getattr(trigger, "attach", None)
         if attach is not None:
             attach(self)

@@ -48,7 +48,7 @@ class WindowState(Optimizer):
     solver: Solver
     representation: Representation
     readout: Tomography | None
-    trigger: Callable[[Any], str | None] | None
+    _trigger: Callable[[Any], str | None] | None
     _generator: torch.Generator
     _inside: str | None
     _recorded: Recorded | None
@@ -111,6 +111,17 @@ class WindowState(Optimizer):
         """Number of active coordinates under the masks last chosen."""
         masks = self.masks
         return sum(int(masks[p].sum()) if p in masks else p.numel() for p in self._trainable())
+
+    @property
+    def trigger(self) -> Callable[[Any], str | None] | None:
+        """Asked after each step of a window for a reason to end it; may be set at any time."""
+        return self._trigger
+
+    @trigger.setter
+    def trigger(self, trigger: Callable[[Any], str | None] | None) -> None:
+        if trigger is not None and not callable(trigger):
+            raise TypeError(f"trigger must be callable or None, got {type(trigger).__name__}")
+        self._trigger = trigger
 
     def on_upload(self, hook: Callable[[Any], None]) -> RemovableHandle:
         """Call ``hook(optimizer)`` after each upload. As PyTorch's hooks, not pickled."""
@@ -212,7 +223,7 @@ class WindowState(Optimizer):
         """What is no part of the optimizer's state; hooks and trigger outlive loading."""
         self._recorded = None
         self._inside = None
-        self.__dict__.setdefault("trigger", None)
+        self.__dict__.setdefault("_trigger", None)
         self.__dict__.setdefault("_upload_hooks", OrderedDict())
         self.__dict__.setdefault("_download_hooks", OrderedDict())
 

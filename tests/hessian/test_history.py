@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,20 +129,66 @@ def test_the_picture_shows_spectra_windows_and_reasons(tmp_path: Path) -> None:
     path = tmp_path / "history.png"
     figure = example().plot(path, title="title")
     assert path.stat().st_size > 20_000
-    upper, lower = figure.axes[:2]
+    upper, lower, parts = figure.axes[:3]
     assert upper.get_yscale() == "symlog"
     assert "loss / weight²" in upper.get_ylabel()
-    assert lower.get_xlabel() == "SGD steps"
+    assert parts.get_xlabel() == "SGD steps"
     labels = [text.get_text() for text in lower.get_legend().get_texts()]
     assert labels.count("upload") == 1
     assert "download: best window (trigger)" in labels
     assert "download: length" in labels
+    assert labels.count("classical steps") == 1
+    assert "2(1 + μ)/η, a step amplifies above" in [
+        t.get_text() for t in upper.get_legend().get_texts()
+    ]
     assert "spectrum failed" in [t.get_text() for t in upper.get_legend().get_texts()]
     # The curve of the first window is P(t) in closed form.
     curve = next(line for line in lower.lines if line.get_label() == "P(t) of the latest spectrum")
     times, heights = curve.get_data()
     factors = Dynamics(0.1, 0.5).multipliers([4.0, 1.0, 0.3])
     np.testing.assert_allclose(heights, [np.mean(factors**t) for t in times], rtol=1e-12)
+    # All of it lies in the frame, and so does the split by sign, which adds up to P − 1.
+    solid = [line for line in lower.lines if line.get_linestyle() == "-"]
+    pairs = [line for line in parts.lines if len(line.get_xdata()) > 2]
+    assert len(pairs) == 2 * len(solid) == 6  # the failed spectrum, and that without a step, not
+    for curve, positive, negative in zip(solid, pairs[::2], pairs[1::2], strict=True):
+        changes = positive.get_ydata() + negative.get_ydata()
+        np.testing.assert_allclose(curve.get_ydata(), 1 + changes, atol=1e-12)
+        assert (negative.get_ydata() >= 0).all()
+    for axes, lines in ((lower, solid), (parts, pairs)):
+        low, high = axes.get_ylim()
+        assert all(low <= y <= high for line in lines for y in line.get_ydata())
+    assert np.ptp(pairs[3].get_ydata()) > 0
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_a_picture_names_only_what_it_shows(momentum: float) -> None:
+    history = MonitorHistory([record(0, 0, 4.0, 1.0)], [WindowSpan(0, 9, "length")])
+    small = Dynamics(1e-9, momentum)  # 2/η lies far beyond all eigenvalues
+    history.records = [replace(history.records[0], dynamics=small)]
+    upper, lower = history.plot().axes[:2]
+    named = [t.get_text() for t in upper.get_legend().get_texts()]
+    assert named == ["largest eigenvalue", "least eigenvalue"]
+    named = [t.get_text() for t in lower.get_legend().get_texts()]
+    assert "P(t) beyond the window" not in named
+    assert "classical steps" not in named
+
+
+def test_a_cut_keeps_what_was_before() -> None:
+    history = example()
+    history.cut(24)
+    assert [(r.step, r.taken) for r in history.records] == [(0, "upload"), (20, "download")]
+    assert history.windows == [WindowSpan(0, 20, "length")]
+    assert (history.seconds, history.elapsed, history.last_step) == (2.0, 8.0, 20)
+    history = example()
+    history.cut(30)
+    assert [r.step for r in history.records] == [0, 20, 24, 29]
+    assert history.windows[-1] == WindowSpan(24)  # it goes on, in another run
+    history.cut(20)
+    assert [r.step for r in history.records] == [0, 20]
+    history.cut(0)
+    assert history.records == history.windows == []
+    assert history.last_step == 0
 
 
 def test_nothing_to_draw_is_said() -> None:

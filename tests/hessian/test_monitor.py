@@ -1,9 +1,8 @@
-"""The monitor: when it fires, what it leaves alone, and that training gains by it."""
+"""The monitor: when it fires, what it leaves alone, what it costs and how it fails."""
 
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -14,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.cases import classifier, image_batches, run_recorded, seeded, vector
+from tests.cases import classifier, image_batches, run_recorded, vector
 from torch_qsgd import QuantumSGD
-from torch_qsgd.data import load_data
-from torch_qsgd.errors import DivergenceError
 from torch_qsgd.hessian.monitor import DissipativityMonitor
-from torch_qsgd.training import evaluate
+
+# What share of the time so small a problem's spectra take depends on the machine.
+pytestmark = pytest.mark.filterwarnings("ignore:.*of the time:RuntimeWarning")
 
 OFF: dict[str, Any] = {"adapt_window": False, "proxy": None, "jet_ratio": None}
 SLOPE: dict[str, Any] = {"lr": 0.05, "window": 100, "order": 2}
@@ -305,6 +304,7 @@ def test_what_it_cost_is_told() -> None:
         ({"jet_ratio": 0}, "jet_ratio must be a number above 0, or None"),
         ({"steps": 0}, "steps"),
         ({"adapt_window": 1}, "adapt_window must be True or False"),
+        ({"min_window": 0}, "min_window must be an integer of at least 1"),
     ],
 )
 def test_options_that_are_not_allowed(options: dict[str, Any], says: str) -> None:
@@ -335,9 +335,9 @@ def test_a_failed_spectrum_is_told_and_kept_and_training_goes_on() -> None:
         opt, model, F.cross_entropy, data, steps=5, negative_mass=0.0, **OFF
     )
     opt.upload()
-    monitor.negative_mass = None
+    monitor.rules.negative_mass = None
     run_recorded(opt, model, batches[:5], F.cross_entropy)
-    data.factor, monitor.negative_mass = math.nan, 0.0
+    data.factor, monitor.rules.negative_mass = math.nan, 0.0
     with pytest.warns(RuntimeWarning, match="spectrum at step 5 failed.*DivergenceError"):
         run_recorded(opt, model, batches[5:], F.cross_entropy)
     first, second = monitor.history.records
@@ -356,44 +356,3 @@ def test_a_first_spectrum_that_cannot_be_taken_raises() -> None:
     DissipativityMonitor(opt, stranger, F.cross_entropy, image_batches(1)[0])
     with pytest.raises(ValueError, match="not the model's"):
         run_recorded(opt, model, image_batches(1), F.cross_entropy)
-
-
-# ---- What it is for -------------------------------------------------------------------------
-
-
-def final_loss(seed: int, watched: bool) -> tuple[float, list[Any]]:
-    """Validation loss on digits after 220 steps in windows that may last 100 steps."""
-    data = load_data("digits", batch_size=64, seed=seed)
-    model = seeded(
-        lambda: nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(8, 16, 3, padding=1, stride=2),
-            nn.SiLU(),
-            nn.Flatten(),
-            nn.Linear(256, 10),
-        ),
-        seed,
-    )
-    opt = QuantumSGD(model.parameters(), lr=0.05, density=0.5, window=100, order=1)
-    stream = itertools.chain.from_iterable(itertools.repeat(data.train))
-    batches = list(itertools.islice(stream, 220))
-    if watched:
-        DissipativityMonitor(opt, model, F.cross_entropy, batches[0], jet_ratio=None)
-    # A window that diverges is what is compared with.
-    try:
-        run_recorded(opt, model, batches, F.cross_entropy)
-        if opt.phase == "window":
-            opt.download()
-    except DivergenceError:
-        return math.inf, opt.windows
-    return evaluate(model, F.cross_entropy, data.validation, torch.device("cpu"))[0], opt.windows
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_on_real_images_it_beats_windows_that_are_too_long(seed: int) -> None:
-    fixed, _ = final_loss(seed, watched=False)
-    watched, windows = final_loss(seed, watched=True)
-    assert watched < 0.5
-    assert watched < fixed / 2
-    assert {w.reason for w in windows[:-1]} == {"best window"}

@@ -212,6 +212,10 @@ class UpdateOperator:
         """Products with one vector so far."""
         return self._hessian.products
 
+    def broadcast(self, vector: Tensor) -> Tensor:
+        """The vector as the first of the ranks that share the data has it."""
+        return self._hessian.broadcast(vector)
+
 
 def _rates(groups: Groups) -> list[float]:
     """η(1 − τ) of each group; of one with less momentum than others, as its slow modes move."""

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from torch_qsgd.files import load_json, save_json
 from torch_qsgd.hessian.dynamics import Dynamics
 from torch_qsgd.hessian.spectrum import Spectrum
@@ -35,7 +33,8 @@ class SpectrumRecord:
         best_window: t*, ``math.inf`` where the error proxy never rises.
         proxy: P(window), the error proxy at the end of a window of the configured length.
         negative_mass: share of negative eigenvalues.
-        jet_ratio: ‖c_N‖/‖c_1‖ of the open window; 0 at its start and outside one.
+        jet_ratio: ‖c_N‖/‖c_1‖ of the open window; 0 at its start, outside one, and
+            at order 1.
         products, seconds: what it cost.
         error: why it failed; empty where it did not.
     """
@@ -53,6 +52,11 @@ class SpectrumRecord:
     products: int = 0
     seconds: float = 0.0
     error: str = ""
+
+    @property
+    def window_start(self) -> int:
+        """Steps taken before the upload of the open window; of ``step`` outside one."""
+        return self.step - self.window_step
 
     def error_proxy(self, steps: float) -> float:
         """P(t) of this spectrum after t steps; NaN where it failed."""
@@ -130,14 +134,38 @@ class MonitorHistory:
         for number, span in enumerate(self.windows):
             following = self.windows[number + 1].start if number + 1 < len(self.windows) else None
             mine = [
-                r
-                for r in self.records
-                if r.taken != "download" and r.step - r.window_step == span.start
+                r for r in self.records if r.taken != "download" and r.window_start == span.start
             ]
             last = max([span.start, *(r.step for r in mine)])
             stop = span.stop if span.stop is not None else following or last
             ends = [*(r.window_step for r in mine[1:]), max(stop, last) - span.start]
             yield from ((span, r, t) for r, t in zip(mine, ends, strict=True))
+
+    @property
+    def last_step(self) -> int:
+        """The latest step that is known of; 0 of an empty history."""
+        spans = [span.start if span.stop is None else span.stop for span in self.windows]
+        return max([0, *spans, *(record.step for record in self.records)])
+
+    def cut(self, step: int) -> None:
+        """Forget what came after a step, and the upload at it; the time spent stays.
+
+        Spectra at a download, or inside a window, at the step itself stay. A window that was open
+        then has no end.
+
+        Args:
+            step: steps that the optimizer has taken.
+        """
+        self.records = [
+            record
+            for record in self.records
+            if record.step < step or (record.step == step and record.taken != "upload")
+        ]
+        self.windows = [
+            span if span.stop is None or span.stop <= step else WindowSpan(span.start)
+            for span in self.windows
+            if span.start < step
+        ]
 
     # ---- Files -----------------------------------------------------------------------------------
 
@@ -201,10 +229,12 @@ class MonitorHistory:
 
         Above, a column for each spectrum, from its step to the next one's: the share of
         eigenvalues in each bin of a scale that is linear around zero and logarithmic beyond,
-        orange below zero and blue above. Lines mark both ends and the bound above which a step
-        amplifies. Below, P(t) by the window's latest spectrum, solid as far as the window went and
-        dotted beyond; dashed, what it would be if the positive modes stood still. Marks show
-        uploads above, and downloads with their reasons below.
+        orange below zero and blue above. Quadrature nodes that are no converged eigenvalues are
+        spread to their neighbours. Lines mark both ends and the bound above which a step
+        amplifies. In the middle, P(t) by the window's latest spectrum, solid as far as the window
+        went and dotted beyond, with uploads marked above, and downloads and their reasons below.
+        At the bottom, how far its positive and its negative modes have moved P since the upload:
+        P is least where the one's fall is as steep as the other's rise. Grey: classical steps.
 
         Args:
             path: of a PNG, PDF or SVG file; ``None`` writes none.
@@ -213,176 +243,6 @@ class MonitorHistory:
         Raises:
             ValueError: where there is no spectrum.
         """
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        from torch_qsgd.hessian.history_plot import plot_history
 
-        if not any(record.spectrum is not None for record in self.records):
-            raise ValueError("no spectrum was taken yet: there is nothing to draw")
-        figure = Figure(figsize=(10, 8), layout="constrained")
-        FigureCanvasAgg(figure)
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-        _draw_spectra(self, figure, upper)
-        _draw_proxy(self, lower)
-        for axes in (upper, lower):
-            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
-        figure.suptitle(title)
-        if path is not None:
-            figure.savefig(path, dpi=150)
-        return figure
-
-
-# ---- Panels --------------------------------------------------------------------------------------
-
-#: Okabe and Ito's colours, told apart by colour-blind readers too.
-_BLUE, _ORANGE, _GREEN, _PURPLE, _SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
-_BINS = 70  # on each side of zero
-_FAINTEST = 1e-4  # share of eigenvalues, drawn nearly white
-
-
-def _last_step(history: MonitorHistory) -> int:
-    stops = [span.stop for span in history.windows if span.stop is not None]
-    return max([*stops, *(record.step for record in history.records)])
-
-
-def _draw_spectra(history: MonitorHistory, figure: Figure, axes: Any) -> None:
-    from matplotlib.colors import LinearSegmentedColormap, LogNorm
-
-    last = _last_step(history)
-    begins = [record.step for record in history.records]
-    ends = [*begins[1:], max(last, begins[-1] + 1)]
-    columns = [
-        (begin, end, record)
-        for begin, end, record in zip(begins, ends, history.records, strict=True)
-        if end > begin
-    ]
-    drawn = [(begin, end, r, r.spectrum) for begin, end, r in columns if r.spectrum is not None]
-    largest = max((float(np.abs(s.nodes).max()) for *_, s in drawn), default=0.0) or 1.0
-    linear = largest / 1e4
-    top = 1 + math.log10(largest / linear) + 0.1
-    edges = np.linspace(0, top, _BINS + 1)
-    values = linear * np.where(edges <= 1, edges, 10 ** (edges - 1))
-    norm = LogNorm(_FAINTEST, 1)
-    for place, sign, colour, dark, name in (
-        (1.05, -1, _ORANGE, "#4A2000", "negative"),
-        (1.2, 1, _BLUE, "#002038", "positive"),
-    ):
-        colours = LinearSegmentedColormap.from_list(name, ["#FFFFFF", colour, dark])
-        mesh = None
-        for begin, end, _, spectrum in drawn:
-            shares = _shares(spectrum, sign, linear, edges)
-            mesh = axes.pcolormesh(
-                [begin, end],
-                sign * values,
-                np.maximum(shares, _FAINTEST / 10)[:, None],
-                norm=norm,
-                cmap=colours,
-                rasterized=True,
-            )
-        if mesh is not None:
-            bar = figure.colorbar(mesh, cax=axes.inset_axes((place, 0.0, 0.025, 0.55)))
-            bar.set_label(f"share of eigenvalues, {name}", fontsize=9)
-    named: set[str] = set()
-
-    def once(label: str) -> str | None:
-        fresh = label not in named
-        named.add(label)
-        return label if fresh else None
-
-    for begin, end, record, spectrum in drawn:
-        largest_stable = record.dynamics.largest_stable
-        lines = [
-            (spectrum.lambda_max, "black", "-", "largest eigenvalue"),
-            (spectrum.lambda_min, "black", "--", "least eigenvalue"),
-            (largest_stable, _PURPLE, ":", "a step amplifies above"),
-        ]
-        for level, colour, dash, label in lines:
-            if level <= 10 * largest:
-                width = 2.5 if dash == ":" else 1.5
-                axes.plot(
-                    [begin, end], [level] * 2, color=colour, ls=dash, lw=width, label=once(label)
-                )
-    for begin, end, record in columns:
-        if record.spectrum is None:
-            axes.axvspan(
-                begin, end, color="0.7", hatch="//", fill=False, label=once("spectrum failed")
-            )
-    axes.axhline(0, color="0.5", linewidth=0.8)
-    axes.set_yscale("symlog", linthresh=linear, linscale=0.9)
-    decades = 10.0 ** np.arange(
-        math.floor(math.log10(linear)) + 2, math.floor(math.log10(largest)) + 1
-    )
-    axes.set_yticks([*-decades[::-1], 0.0, *decades])
-    axes.set_ylabel("eigenvalue (loss / weight²)")
-
-
-def _shares(spectrum: Spectrum, sign: int, linear: float, edges: Any) -> Any:
-    """Share of eigenvalues of one sign by bin, each node spread a little over its neighbours.
-
-    Half of what cannot be told from zero counts to either side.
-    """
-    from scipy.special import ndtr
-
-    nodes, weights = sign * spectrum.nodes, spectrum.weights
-    zero = np.abs(nodes) <= spectrum.resolution
-    mass = np.where(zero, weights / 2, np.where(nodes > 0, weights, 0.0))
-    size = np.where(zero, 0.0, np.maximum(nodes, 0.0)) / linear
-    centre = np.where(size <= 1, size, 1 + np.log10(np.maximum(size, 1)))
-    width = 0.7 * (edges[1] - edges[0])
-    below = ndtr((edges[:, None] - centre) / width)
-    inside = below[-1] - below[0]  # what would spill over zero stays on its side
-    return np.diff(below, axis=0) @ (mass / inside)
-
-
-def _draw_proxy(history: MonitorHistory, axes: Any) -> None:
-    kinds = {
-        "P(t) of the latest spectrum": (_BLUE, "-"),
-        "if only its negative modes moved": (_ORANGE, "--"),
-        "P(t) beyond the window": (_BLUE, ":"),
-    }
-    solid, negative, dotted = kinds
-    lines: list[tuple[str, Any, Any]] = []
-    nexts = [*(span.start for span in history.windows[1:]), math.inf]
-    following = {id(span): start for span, start in zip(history.windows, nexts, strict=True)}
-    for span, record, stop in history.segments():
-        if record.spectrum is None:
-            continue
-        times = np.linspace(record.window_step, stop, 60)
-        parts = [record.dynamics.error_proxy(record.spectrum, t) for t in times]
-        still = record.dynamics.error_proxy(record.spectrum, 0).positive
-        lines.append((solid, span.start + times, [part.total for part in parts]))
-        lines.append((negative, span.start + times, [still + part.negative for part in parts]))
-        if span.stop == span.start + stop:
-            end = min(2 * stop, record.window, following[id(span)] - span.start)
-            times = np.linspace(stop, max(stop, end), 60)
-            lines.append((dotted, span.start + times, [record.error_proxy(t) for t in times]))
-    drawn: set[str] = set()
-    for kind, times, heights in lines:
-        label = None if kind in drawn else kind
-        drawn.add(kind)
-        axes.plot(times, heights, color=kinds[kind][0], linestyle=kinds[kind][1], label=label)
-    reached = np.concatenate([[1.0], *(heights for kind, _, heights in lines if kind == solid)])
-    known = reached[np.isfinite(reached) & (reached > 0)]
-    logarithmic = known.max() > 5 * known.min()
-    axes.set_yscale("log" if logarithmic else "linear")
-    margin = max(0.15 * float(np.ptp(known)), 1e-3)
-    low, high = known.min() - margin, known.max() + margin
-    if logarithmic:
-        low, high = known.min() / 1.5, known.max() * 1.5
-    axes.set_ylim(low, high)
-    starts = [span.start for span in history.windows]
-    axes.plot(starts, [high] * len(starts), "v", color="black", clip_on=False, label="upload")
-    finished = [span for span in history.windows if span.stop is not None]
-    colours, marks = (_GREEN, _PURPLE, _SKY, _ORANGE, _BLUE), "^sDPX"
-    for number, reason in enumerate(sorted({span.reason for span in finished})):
-        chosen = [span for span in finished if span.reason == reason]
-        axes.plot(
-            [span.stop for span in chosen],
-            [low] * len(chosen),
-            marks[number % 5],
-            color=colours[number % 5],
-            clip_on=False,
-            label=f"download: {reason}" + (" (trigger)" if chosen[0].triggered else ""),
-        )
-    axes.set_xlabel("SGD steps")
-    axes.set_ylabel("error proxy P")
-    axes.grid(True, alpha=0.3)
+        return plot_history(self, path, title=title)
