@@ -163,6 +163,21 @@ def test_residuals_hold_through_locking_and_restarts(budget: int) -> None:
     check(operator, found, "largest", 0.2, tolerance=0.2)
 
 
+def test_residuals_cover_the_rounding_of_many_restarts() -> None:
+    for seed in range(12):
+        values = np.random.default_rng(seed).uniform(-1, 1, 150)
+        operator = matrix_of(values, seed)
+        found = eigenpairs_of(operator, 5, which="largest", basis_size=13)
+        vectors = torch.stack(found.vectors)
+        remainders = vectors @ operator.matrix - torch.from_numpy(found.values)[:, None] * vectors
+        assert (remainders.norm(dim=1).numpy() <= found.residuals * (1 + 1e-6)).all()
+
+
+def test_a_matrix_near_underflow_is_refused() -> None:
+    with pytest.raises(ValueError, match="loses digits: scale the loss up"):
+        eigenpairs_of(matrix_of(1e-300 * SPECTRA["uniform"]), 2)
+
+
 def test_a_small_basis_gives_the_same_with_more_products() -> None:
     roomy = matrix_of(SPECTRA["uniform"])
     tight = matrix_of(SPECTRA["uniform"])

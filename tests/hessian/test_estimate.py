@@ -228,6 +228,59 @@ def test_a_checkpoint_of_another_call_is_refused(
     assert (tmp_path / "c").exists()
 
 
+def test_a_checkpoint_of_other_weights_is_refused(tmp_path: Path) -> None:
+    """By the operator's fingerprint, however near its products are."""
+
+    class Named(Operator):
+        fingerprint = "one"
+
+    options: dict[str, Any] = {"steps": 20, "probes": 2, "checkpoint": tmp_path / "c"}
+    with pytest.raises(KeyboardInterrupt):
+        spectrum_of(Named(17), **options)
+    other = Named()
+    other.fingerprint = "other"
+    with pytest.raises(ValueError, match="other weights"):
+        spectrum_of(other, **options)
+    assert spectrum_of(Named(), **options).products == 40
+
+
+def test_layers_go_on_from_a_folder(tmp_path: Path) -> None:
+    model, data = classifier("group"), image_batches(1)[0]
+    options: dict[str, Any] = {"steps": 10, "checkpoint": tmp_path}
+    expected = layer_spectra(model, F.cross_entropy, data, steps=10)
+    told = 0
+
+    def stop(done: int, most: int) -> None:
+        nonlocal told
+        told += done > 0
+        if told == 27:  # in the second layer
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        layer_spectra(model, F.cross_entropy, data, progress=stop, **options)
+    assert len(list(tmp_path.iterdir())) == 2
+    counted: list[int] = []
+    resumed = layer_spectra(
+        model, F.cross_entropy, data, progress=lambda done, _: counted.append(done), **options
+    )
+    assert counted[0] == 20  # the first layer was done
+    assert all(same(resumed[name], expected[name]) for name in expected)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="must be a folder"):
+        layer_spectra(model, F.cross_entropy, data, checkpoint=tmp_path / "missing")
+
+
+def test_linear_regression_has_each_eigenvalue_once_an_output() -> None:
+    inputs = randn(200, 20) * torch.logspace(0, -2, 20).double()
+    model = seeded(lambda: nn.Linear(20, 5, bias=False)).double()
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        data = inputs, randn(200, 5, seed=seed)
+        spectrum = hessian_spectrum(model, F.mse_loss, data, generator=generator)
+        expected = 2 / 200 * float(inputs.square().sum())
+        assert spectrum.trace == pytest.approx(expected, rel=1e-9)
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("not a checkpoint")

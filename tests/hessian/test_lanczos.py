@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.cases import randn
 from torch_qsgd.errors import DivergenceError
+from torch_qsgd.hessian.estimate import spectrum_of
 from torch_qsgd.hessian.lanczos import Lanczos
 from torch_qsgd.orthonormal import OrthonormalBasis
 
@@ -103,6 +104,37 @@ def test_residual_bounds_hold_with_a_coarse_basis(storage: torch.dtype) -> None:
     residuals = matrix @ vectors - vectors * torch.from_numpy(ritz.values.copy())
     assert (residuals.norm(dim=0).numpy() <= ritz.residuals + lanczos.rounding).all()
     assert lanczos.rounding < 0.01 * 55
+
+
+@pytest.mark.parametrize("storage", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 10, 150])
+def test_bounds_hold_with_a_coarse_basis_in_few_dimensions_and_of_low_rank(
+    n: int, storage: torch.dtype
+) -> None:
+    low_rank = torch.cat([torch.tensor([3.0, 1.0, -0.1]), torch.zeros(n)])[:n].double()
+    for seed in range(15):
+        eigenvalues = low_rank if n == 150 or seed % 2 else randn(n, seed=seed)
+        matrix = rotated(eigenvalues, seed)
+        spectrum = spectrum_of(
+            Dense(matrix),
+            basis_dtype=storage,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        true = torch.linalg.eigvalsh(matrix).numpy()
+        size = float(np.abs(true).max())
+        assert np.abs(true - spectrum.lambda_min).min() <= spectrum.lambda_min_bound
+        assert np.abs(true - spectrum.lambda_max).min() <= spectrum.lambda_max_bound
+        assert spectrum.lambda_max_bound < 0.02 * size
+        assert np.abs(spectrum.nodes).max() <= 1.01 * size
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float64, 1e-300), (torch.float32, 1e-36)])
+def test_products_that_lose_digits_to_underflow_are_refused(
+    dtype: torch.dtype, scale: float
+) -> None:
+    matrix = (rotated(outliers_and_bulk(60)) * scale).to(dtype)
+    with pytest.raises(ValueError, match="loses digits: scale the loss up"):
+        run(matrix, 5)
 
 
 def test_bounds_tell_of_an_operator_that_is_not_symmetric() -> None:

@@ -27,20 +27,23 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from torch_qsgd.errors import DivergenceError
-from torch_qsgd.hessian.thick_restart import SymmetricOperator, rounding
+from torch_qsgd.hessian.thick_restart import SymmetricOperator, refuse_underflow, rounding
 from torch_qsgd.orthonormal import OrthonormalBasis
 
 Array = NDArray[np.float64]
 
 #: A vector at random shows this share of a mean eigenvalue's mass, or less, once in 10⁴ times.
 _SEEN = 1e-8
+#: Units of the stored vectors' rounding, below which what is left of a product is lost in it.
+_NOISE = 2.0
 
 
 class _Progress(NamedTuple):
     """A run after some steps; replaced as a whole, so that an interrupt leaves no half of a step.
 
     ``coupling`` holds Qᵀ H v for each step; ``scale`` is the longest product so far, ``asymmetry``
-    the largest deviation of a product's components from what symmetry says.
+    the largest deviation of a product's components from what symmetry says. ``ended`` tells that
+    what goes on is not known from rounding.
     """
 
     vector: Tensor
@@ -49,6 +52,7 @@ class _Progress(NamedTuple):
     coupling: tuple[Array, ...]
     scale: float
     asymmetry: float
+    ended: bool
 
 
 class RitzPairs(NamedTuple):
@@ -109,8 +113,8 @@ class Lanczos:
         self._eps = rounding(like.dtype)
         stored = self.basis.rows.dtype
         coarse = stored != like.dtype and torch.finfo(stored).eps > torch.finfo(like.dtype).eps
-        self._storage_eps = float(torch.finfo(stored).eps) / 4 if coarse else 0.0
-        self._run = _Progress(like.new_empty(0), (), (), (), 0.0, 0.0)
+        self._storage_eps = float(torch.finfo(stored).eps) if coarse else 0.0
+        self._run = _Progress(like.new_empty(0), (), (), (), 0.0, 0.0, False)
 
     # ---- One run -----------------------------------------------------------------------------
 
@@ -126,13 +130,16 @@ class Lanczos:
         length = _length(vector)
         if not 0 < length < math.inf:
             raise ValueError("the vector a run starts at lies in the kept rows, or is not finite")
-        self._run = self._run._replace(vector=vector.div_(length), alpha=(), beta=(), coupling=())
+        self._run = self._run._replace(
+            vector=vector.div_(length), alpha=(), beta=(), coupling=(), ended=False
+        )
 
     def advance(self, operator: SymmetricOperator) -> None:
         """One step: a product, and its orthogonalization.
 
         Raises:
             DivergenceError: where the product holds NaN or infinity.
+            ValueError: where products are so small that they lose digits.
         """
         run, kept = self._run, len(self.kept)
         self.basis.size = kept + self.steps
@@ -144,11 +151,14 @@ class Lanczos:
                 "a product with the operator holds NaN or infinity: look at the weights, the loss "
                 "and the data, or compute in float64"
             )
+        scale = max(run.scale, length)
+        refuse_underflow(scale, w)
         components = self.basis.orthogonalize(w).numpy()
         beta = _length(w)
-        scale = max(run.scale, length)
+        # Below the stored vectors' rounding, what is left of a product is not orthogonal to them.
+        ended = beta <= _NOISE * self._storage_eps * length
         if beta <= self._eps * scale or self.basis.size == self._n:
-            beta = 0.0  # an invariant subspace: the Ritz values are eigenvalues
+            beta, ended = 0.0, True  # an invariant subspace: the Ritz values are eigenvalues
         past = components[kept:-1].copy()
         if len(past):
             past[-1] -= run.beta[-1]
@@ -159,6 +169,7 @@ class Lanczos:
             coupling=(*run.coupling, components[:kept].copy()),
             scale=scale,
             asymmetry=max(run.asymmetry, float(np.linalg.norm(past))),
+            ended=ended,
         )
 
     @property
@@ -173,8 +184,8 @@ class Lanczos:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the run has hit an invariant subspace: there is nothing more for it to see."""
-        return self.steps > 0 and self._run.beta[-1] == 0
+        """Whether the run has hit an invariant subspace, up to the stored vectors' rounding."""
+        return self.steps > 0 and self._run.ended
 
     @property
     def alpha(self) -> Array:
@@ -203,8 +214,7 @@ class Lanczos:
     def rounding(self) -> float:
         """Rounding of a residual: the resolution, and what storing the vectors takes off them.
 
-        The latter is at random, so that eigenvalues see little of it: a quarter of a unit covers
-        its length, about half of a unit at most in each coordinate.
+        That is half of a unit at most in each coordinate, on storing and again on keeping.
         """
         return self.resolution + self._storage_eps * self.scale
 
@@ -319,6 +329,7 @@ class Lanczos:
             coupling=tuple(state["coupling"].numpy()),
             scale=state["scale"],
             asymmetry=state["asymmetry"],
+            ended=state["ended"],
         )
 
 

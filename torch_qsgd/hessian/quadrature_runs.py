@@ -2,6 +2,7 @@ r"""Runs of stochastic Lanczos quadrature that can be interrupted and taken up a
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -38,6 +40,7 @@ class QuadratureRuns:
         size: vectors held at most.
         runs: those that are finished.
         whole: whether the state can be saved; it cannot while rows are rotated.
+        settled: whether the last run saw one value alone, that of all of its complement.
         seconds: spent before the state was taken up.
     """
 
@@ -85,6 +88,7 @@ class QuadratureRuns:
         self.kept: NDArray[np.intp] = np.empty(0, dtype=np.intp)
         self.ends = ((math.nan, math.inf), (math.nan, math.inf))
         self.fingerprint: list[float] = []
+        self.settled = False
         self.seconds = 0.0
         self.whole = True  # the basis; it is not while its rows are rotated
 
@@ -98,13 +102,13 @@ class QuadratureRuns:
     @property
     def _length(self) -> int:
         """Steps planned for the run that comes next, or is being made."""
-        return min(self.longest, self.most - len(self.runs) * self.longest)
+        return min(self.longest, self.most - sum(len(run.values) for run in self.runs))
 
     def advance(self) -> bool:
         """Spend a product. False where there is nothing more to do."""
         lanczos = self.lanczos
         if not lanczos.running:
-            if self._length <= 0 or len(lanczos.kept) == self.n:
+            if self._length <= 0 or len(lanczos.kept) == self.n or self.settled:
                 return False
             self.whole = False
             lanczos.start(_probe(self.operator, self.generator))
@@ -126,11 +130,25 @@ class QuadratureRuns:
         """Record a run, and make room for the next."""
         lanczos = self.lanczos
         self.whole = False
-        self.ends = lanczos.extremes()
+        least, largest = lanczos.extremes()
+        if self.runs:  # short of memory, what an earlier run has found may not have been kept
+            least = min(least, self.ends[0], key=lambda end: end[0])
+            largest = max(largest, self.ends[1], key=lambda end: end[0])
+        self.ends = least, largest
+        self.settled = lanczos.exhausted and lanczos.steps == 1
         dimension = self.n - len(lanczos.kept)
         before = sum(len(run.values) for run in self.runs)
         indices = np.concatenate([self.kept, before + np.arange(lanczos.steps)])
-        self.runs.append(finished(lanczos.ritz(), dimension, self.kept, lanczos.resolution))
+        self.runs.append(
+            finished(
+                lanczos.ritz(),
+                dimension,
+                self.kept,
+                spread=float(lanczos.beta[0]),
+                rounding=lanczos.resolution,
+                scale=lanczos.scale,
+            )
+        )
         if self._length <= 0:
             room = 0
         else:
@@ -164,16 +182,20 @@ class QuadratureRuns:
     # ---- Checkpoints ---------------------------------------------------------------------------
 
     def save(self, path: Path, seconds: float) -> None:
-        """Write the state, as a whole or not at all."""
+        """Write the state, as a whole or not at all; of several ranks, the first one writes."""
+        if not _first_rank():
+            return
         state = {
             "format": _FORMAT,
             "given": self.given,
             "first_state": self.first_state,
             "generator": self.generator.get_state(),
             "fingerprint": self.fingerprint,
+            "operator": self._operator_fingerprint,
             "lanczos": self.lanczos.state_dict(),
             "kept": torch.from_numpy(self.kept),
             "ends": self.ends,
+            "settled": self.settled,
             "runs": [_tensors(run) for run in self.runs],
             "seconds": self.seconds + seconds,
         }
@@ -198,13 +220,21 @@ class QuadratureRuns:
                 raise ValueError(_refused(path, f"{name} was {there}, and is {here} now"))
         if not torch.equal(state["first_state"], self.first_state):
             raise ValueError(_refused(path, "the generator was in another state"))
+        if state["operator"] != self._operator_fingerprint:
+            raise ValueError(_refused(path, "the operator is another one: other weights"))
         if state["fingerprint"]:
             self._compare(path, state["fingerprint"])
         self.generator.set_state(state["generator"])
         self.fingerprint, self.seconds = state["fingerprint"], state["seconds"]
         self.lanczos.load_state_dict(state["lanczos"])
         self.kept, self.ends = state["kept"].numpy(), state["ends"]
+        self.settled = state["settled"]
         self.runs = [_run(tensors) for tensors in state["runs"]]
+
+    @functools.cached_property
+    def _operator_fingerprint(self) -> str:
+        """What the operator says of itself: of a model, a checksum of its parameters."""
+        return str(getattr(self.operator, "fingerprint", ""))
 
     def _compare(self, path: Path, fingerprint: list[float]) -> None:
         """See that the operator gives the first product that it gave."""
@@ -241,6 +271,16 @@ def _check_room(size: int, n: int, dtype: torch.dtype, device: torch.device) -> 
         )
 
 
+def _first_rank() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint; of several ranks, the first one does."""
+    if _first_rank():
+        path.unlink(missing_ok=True)
+
+
 def _tensors(run: Run) -> dict[str, Any]:
     return {
         name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
@@ -249,9 +289,8 @@ def _tensors(run: Run) -> dict[str, Any]:
 
 
 def _run(state: dict[str, Any]) -> Run:
-    dimension = state["dimension"]
-    arrays = {name: value.numpy() for name, value in state.items() if name != "dimension"}
-    return Run(dimension=dimension, **arrays)
+    arrays = {n: value.numpy() for n, value in state.items() if isinstance(value, Tensor)}
+    return Run(**{**state, **arrays})
 
 
 def _refused(path: Path, reason: str) -> str:

@@ -112,6 +112,8 @@ class ThickRestart:
         # A copy: the operator may hand out what it still needs.
         image = (self.operator @ self._next).detach().clone()
         self.products += 1
+        largest = float(torch.linalg.vector_norm(image, dtype=torch.float64))
+        refuse_underflow(max(largest, self.norm), image)  # NaN is refused below
         components = self.basis.orthogonalize(image).numpy()
         self.beta = float(torch.linalg.vector_norm(image, dtype=torch.float64))
         length = math.hypot(float(np.linalg.norm(components)), self.beta)
@@ -257,7 +259,7 @@ class ThickRestart:
         order = _best(self.locked, self.which, self.k)
         rows = self.basis.rows[torch.from_numpy(order).to(self.basis.rows.device)]
         least = self._rounding * self.norm
-        return self.locked[order], rows, np.maximum(self.locked_residuals[order], least)
+        return self.locked[order], rows, self.locked_residuals[order] + least
 
 
 # ---- Order ---------------------------------------------------------------------------------------
@@ -284,3 +286,19 @@ def _best(values: Array, which: str, count: int) -> Indices:
 def rounding(dtype: torch.dtype) -> float:
     """Rounding of one product and its orthogonalization, relative to ‖H‖."""
     return _UNITS * float(torch.finfo(dtype).eps)
+
+
+def refuse_underflow(norm: float, image: Tensor) -> None:
+    """Refuse products so small that they, or squares of their lengths, lose digits.
+
+    Raises:
+        ValueError: where ‖H‖, as seen so far, is so small and not zero.
+    """
+    limits = torch.finfo(image.dtype)
+    least = math.sqrt(limits.tiny) if image.dtype == torch.float64 else limits.tiny
+    least /= limits.eps
+    if norm < least and bool(image.any()):
+        raise ValueError(
+            f"products with the operator are of size {norm:.1e}, below {least:.0e}, where "
+            f"{image.dtype} loses digits: scale the loss up"
+        )
