@@ -58,7 +58,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
     for tensor in tensors:
         found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         bits = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        found.update(memoryview(bits.numpy()))
+        found.update(bits.numpy().data)
     return found.hexdigest()
 
 
