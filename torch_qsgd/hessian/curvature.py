@@ -210,8 +210,8 @@ class Curvature:
 
     def multiply(
         self, vectors: Tensor, coordinates: Coordinates, chosen: Sequence[int]
-    ) -> tuple[Tensor, float]:
-        """Σ_b c_b H_b V, of shape (n, k), and Σ_b c_b.
+    ) -> tuple[Tensor, float, float]:
+        """Σ_b c_b/c_1 H_b V, of shape (n, k), then Σ_b c_b/c_1 and c_1: one batch needs no scaling.
 
         Args:
             vectors: V, of shape (n, k).
@@ -222,21 +222,23 @@ class Curvature:
         """
         k = vectors.shape[1]
         totals: list[Tensor | None] = [None] * k
-        weight = 0.0
+        first, weight = 0.0, 0.0
         for graph, terms in self.graphs():
+            first = first or terms
             kept = any(graph is known for known, _ in self._kept)
             for j in range(k):
                 directions = coordinates.unflatten(vectors[:, j])
                 with _memory_errors("a product"):
                     tensors = graph.product(directions, chosen, last=not kept and j == k - 1)
-                    product = coordinates.flatten(tensors).mul_(terms)
+                    product = coordinates.flatten(tensors)
                 del tensors
                 total = totals[j]
-                totals[j] = product if total is None else total.add_(product)
-            weight += terms
+                totals[j] = product if total is None else total.add_(product, alpha=terms / first)
+            weight += terms / first
         self.products += k
         columns = [total for total in totals if total is not None]
-        return columns[0].unsqueeze(1) if k == 1 else torch.stack(columns, dim=1), weight
+        stacked = columns[0].unsqueeze(1) if k == 1 else torch.stack(columns, dim=1)
+        return stacked, weight, first
 
 
 @contextlib.contextmanager

@@ -190,13 +190,16 @@ class HessianOperator:
             )
         columns = vectors.detach().to(self.device, self.dtype)
         columns = columns.unsqueeze(1) if vectors.dim() == 1 else columns
-        product, weight = self._curvature.multiply(columns, self._coordinates, self._positions)
+        product, weight, unit = self._curvature.multiply(
+            columns, self._coordinates, self._positions
+        )
         if self._group is not None:
-            terms = torch.tensor(weight, dtype=torch.float64, device=self.device)
-            dist.all_reduce(product.contiguous(), group=self._group)
+            product = product.mul_(unit).contiguous()
+            terms = torch.tensor(weight * unit, dtype=torch.float64, device=self.device)
+            dist.all_reduce(product, group=self._group)
             dist.all_reduce(terms, group=self._group)
             weight = float(terms)
-        if self._mean:
+        if self._mean and weight != 1:
             product.div_(weight)
         if not bool(torch.isfinite(product.sum())) and not bool(torch.isfinite(product).all()):
             raise DivergenceError(
