@@ -126,7 +126,8 @@ class Batches:
                 length += 1
                 if kept is not None:
                     used += sum(t.numel() * t.element_size() for t in tensors_in(batch))
-                    kept = [*kept, batch] if used <= self._memory else None
+                    kept.append(batch)
+                    kept = kept if used <= self._memory else None
                 yield batch
         if self.length is not None and length != self.length:
             raise ValueError(

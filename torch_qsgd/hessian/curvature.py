@@ -66,6 +66,7 @@ class Curvature:
         self._keep_graph = keep_graph
         self._memory = memory
         self._kept: list[tuple[CurvatureGraph, float]] = []
+        self._held = 0  # bytes of the kept graphs; measured from the second batch on
         self._whole = False  # whether every batch's graph is kept
         self._versions = self._read_versions()
         device = self.parameters[0].device.type
@@ -195,11 +196,15 @@ class Curvature:
         # One graph is needed for a product in any case.
         if self._keep_graph is True or index == 0:
             return True
+        if index == 1:
+            self._held = saved_bytes(self._kept[0][0].roots)
         if self._memory is None:  # what graphs hold already counts as free
-            device = self.parameters[0].device
-            self._memory = _SHARE * (free_memory(device) + saved_bytes(self._kept[0][0].roots))
-        held = sum(saved_bytes(kept.roots) for kept, _ in self._kept)
-        return held + saved_bytes(graph.roots) <= self._memory
+            self._memory = _SHARE * (free_memory(self.parameters[0].device) + self._held)
+        size = saved_bytes(graph.roots)
+        if self._held + size > self._memory:
+            return False
+        self._held += size
+        return True
 
     def close(self) -> None:
         """Free the graphs; the next product makes them again."""

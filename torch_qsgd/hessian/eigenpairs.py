@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -14,9 +14,17 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from torch_qsgd.checks import require_flag, require_integer, require_number, require_one_of
+from torch_qsgd.batches import Count
+from torch_qsgd.checks import (
+    checked_generator,
+    require_flag,
+    require_integer,
+    require_number,
+    require_one_of,
+)
+from torch_qsgd.hessian.curvature import LossFunction
 from torch_qsgd.hessian.masses import counted
-from torch_qsgd.hessian.operator import HessianOperator
+from torch_qsgd.hessian.operator import HessianOperator, Masks
 from torch_qsgd.hessian.thick_restart import ENDS, SymmetricOperator, ThickRestart, rounding
 
 Array = NDArray[np.float64]
@@ -64,7 +72,7 @@ class Eigenpairs(Generic[Vector]):
 
 def top_eigenpairs(
     model: nn.Module,
-    loss_fn: Callable[..., Tensor],
+    loss_fn: LossFunction,
     data: Any,
     k: int,
     *,
@@ -75,13 +83,13 @@ def top_eigenpairs(
     generator: torch.Generator | None = None,
     progress: bool = True,
     parameters: Iterable[Tensor] | None = None,
-    masks: Mapping[Any, Tensor] | None = None,
+    masks: Masks | None = None,
     layers: str | Sequence[str] | None = None,
     kind: str = "hessian",
     reduction: str = "mean",
     keep_graph: str | bool = "auto",
     memory: float | None = None,
-    count: Callable[[Any, Any], int] | None = None,
+    count: Count | None = None,
     process_group: dist.ProcessGroup | None = None,
     check: bool = True,
 ) -> Eigenpairs[dict[str, Tensor]]:
@@ -205,10 +213,7 @@ def eigenpairs_of(
     least = min(n, 2 * k + 2)
     size = 2 * k + 30 if basis_size is None else require_integer("basis_size", basis_size, least)
     require_flag("progress", progress)
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
-    elif not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+    generator = checked_generator(generator)
     run = ThickRestart(operator, k, which, tolerance, min(size, n), generator)
     console = Console(stderr=True)
     shown = progress and console.is_terminal

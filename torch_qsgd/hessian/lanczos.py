@@ -307,9 +307,7 @@ class Lanczos:
         self.basis.size = len(self.kept) + self.steps
         rows = self.basis.rows
         if 2 * len(rows) < self.basis.capacity:
-            rows = (
-                rows.clone()
-            )  # a view would be written with all the memory that it shows a part of
+            rows = rows.clone()  # a view is written with all of its storage
         return {
             "rows": rows,
             "kept": torch.from_numpy(self.kept),

@@ -61,7 +61,8 @@ class HessianOperator:
         process_group: where each rank holds its part of the data: products are then summed over
             the ranks, weighted right.
         check: whether to check at construction that the operator is symmetric, that a second
-            evaluation agrees with the first, and that the model is left as it was.
+            evaluation agrees with the first, that the model is left as it was, and, in eval mode
+            with several batches, that the first one's parts make up the whole.
 
     Raises:
         ValueError: for an argument outside what is allowed, or an operator that fails its check.
@@ -71,7 +72,7 @@ class HessianOperator:
 
     Cost: the graph of one batch takes the memory of a training step; a product 2.0 to 2.3
     gradients with kept graphs, and one more without (ResNet-18, ``benchmarks/hessian.py``). The
-    check costs two products and two gradients on one batch.
+    check costs two products and two gradients on one batch, with several batches two more.
 
     Example:
         >>> model = nn.Linear(3, 1, bias=False)

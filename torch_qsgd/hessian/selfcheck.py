@@ -44,7 +44,7 @@ def check_curvature(
         ValueError: says what was found, and what may be the reason.
 
     Cost: two graphs, one after the other, and two products, on one batch; the second graph is
-    kept for what follows. With several batches, one gradient more.
+    kept for what follows. With several batches, two gradients more.
     """
     before = _state(curvature)
     with contextlib.closing(iter(batches)) as passing:
