@@ -15,7 +15,7 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "torch_qsgd needs Python 3.11 or newer; set PYTHON=/path/to/python3" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,quantum]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,physical,quantum]"
 	@touch $@
 
 demo: $(READY)  ## train a pruned residual network on real images and compare (about a minute)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
+import pickle
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
+from torchvision import datasets
 
 from torch_qsgd.data import load_data
 
@@ -227,7 +231,7 @@ def test_a_batch_larger_than_a_tree_is_refused_with_the_number_of_images(tmp_pat
 @pytest.mark.parametrize("source", ["digit", "imagenet", ""])
 def test_an_unknown_source_is_refused_with_the_known_ones(tmp_path: Path, source: str):
     name = str(tmp_path / source / "nowhere")
-    with pytest.raises(ValueError, match="give 'digits', 'cifar100', or the path of a folder") as e:
+    with pytest.raises(ValueError, match="give 'digits', 'cifar10', 'cifar100', or the path") as e:
         load_data(name, batch_size=2)
     assert repr(name) in str(e.value)
 
@@ -239,12 +243,74 @@ def test_a_file_in_place_of_a_tree_is_refused(tmp_path: Path):
         load_data(str(path), batch_size=2)
 
 
-def test_cifar100_that_cannot_be_stored_is_refused_with_what_to_do(tmp_path: Path):
+CIFAR = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+
+
+@pytest.mark.parametrize("source", CIFAR)
+def test_cifar_that_cannot_be_stored_is_refused_with_what_to_do(tmp_path: Path, source: str):
     occupied = tmp_path / "data"
     occupied.write_text("a file where the folder would be")
-    message = r"CIFAR-100 is not in .* could not be downloaded .*cifar-100-python\.tar\.gz there"
+    name = CIFAR[source]
+    archive = rf"{name.lower()}-python\.tar\.gz"
+    message = rf"{name} is not in .* could not be downloaded .*{archive} there"
     with pytest.raises(ValueError, match=message):
-        load_data("cifar100", batch_size=2, root=occupied)
+        load_data(source, batch_size=2, root=occupied)
+
+
+@pytest.mark.parametrize(
+    ("source", "near"),
+    [
+        ("cifar-10", "cifar10"),
+        ("CIFAR100", "cifar100"),
+        ("cifar_100", "cifar100"),
+        ("dgits", "digits"),
+    ],
+)
+def test_the_nearest_name_is_suggested(source: str, near: str):
+    with pytest.raises(ValueError, match=rf"; did you mean '{near}'\?$"):
+        load_data(source, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "labels", "names", "meta"),
+    [
+        ("cifar10", datasets.CIFAR10, "labels", "label_names", "batches.meta"),
+        ("cifar100", datasets.CIFAR100, "fine_labels", "fine_label_names", "meta"),
+    ],
+)
+def test_cifar_is_read_from_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, kind: Any, labels: str,
+    names: str, meta: str,
+):  # fmt: skip
+    # Files of the archive's form with a few images; only the checksums are those of these files.
+    classes = int(source.removeprefix("cifar"))
+    folder = tmp_path / kind.base_folder
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    pixels = {}
+
+    def write(name: str, content: dict[str, Any]) -> list[str]:
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    for part, count in (("train", 6), ("test", 4)):
+        flat = generator.integers(0, 256, (count, 3 * 32 * 32)).astype(np.uint8)
+        pixels[part] = flat.reshape(count, 3, 32, 32)
+        files = [write(part, {"data": flat, labels: [classes - 1 - i for i in range(count)]})]
+        monkeypatch.setattr(kind, f"{part}_list", files)
+    known = write(meta, {names: [str(i) for i in range(classes)]})
+    monkeypatch.setattr(kind, "meta", {"filename": meta, "key": names, "md5": known[1]})
+    data = load_data(source, batch_size=2, augment=False, root=tmp_path)
+    assert (data.classes, data.channels) == (classes, 3)
+    images, found = collected(data.validation)
+    order = (classes - 1 - found).tolist()
+    assert sorted(order) == [0, 1, 2, 3]
+    mean, deviation = (
+        np.array(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
+    wanted = (pixels["test"][order] / 255 - mean) / deviation
+    np.testing.assert_allclose(images.numpy(), wanted, atol=1e-5)
+    assert collected(data.train)[0].shape == (6, 3, 32, 32)
 
 
 def test_cifar100_without_a_network_is_refused_with_what_to_do(tmp_path: Path):

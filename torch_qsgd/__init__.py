@@ -1,5 +1,6 @@
 """Quantum SGD for PyTorch: train a pruned network by windows of a truncated Carleman system."""
 
+from torch_qsgd.audit import AuditReport, audit
 from torch_qsgd.errors import DivergenceError, GraphError
 from torch_qsgd.hessian import (
     DissipativityMonitor,
@@ -13,6 +14,7 @@ from torch_qsgd.optim import QuantumSGD
 from torch_qsgd.records import WindowRecord
 
 __all__ = [
+    "AuditReport",
     "DissipativityMonitor",
     "DivergenceError",
     "GraphError",
@@ -20,6 +22,7 @@ __all__ = [
     "QuantumSGD",
     "Spectrum",
     "WindowRecord",
+    "audit",
     "hessian_spectrum",
     "layer_spectra",
     "top_eigenpairs",

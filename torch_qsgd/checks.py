@@ -78,6 +78,14 @@ def require_flag(name: str, given: Any) -> bool:
     return bool(given)
 
 
+def require_equal_lengths(holder: Any, *names: str) -> None:
+    """Raise ``ValueError`` where an object's lists differ in length, with each one's."""
+    lengths = {name: len(getattr(holder, name)) for name in names}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise ValueError(f"lists of one length are needed, got: {listed}")
+
+
 def checked_generator(generator: torch.Generator | None) -> torch.Generator:
     """The generator given, or one with seed 0.
 

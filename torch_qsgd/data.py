@@ -1,4 +1,4 @@
-"""Images to train on: scikit-learn's digits, CIFAR-100, or any ``ImageFolder`` tree."""
+"""Images to train on: scikit-learn's digits, CIFAR-10, CIFAR-100, or any ``ImageFolder`` tree."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ from torch_qsgd.names import nearest
 
 #: Mean and deviation of natural images, channel by channel, as used for ImageNet.
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+#: Class, name, archive and number of labels.
+_CIFAR: dict[str, tuple[Any, str, str, int]] = {
+    "cifar10": (datasets.CIFAR10, "CIFAR-10", "cifar-10-python.tar.gz", 10),
+    "cifar100": (datasets.CIFAR100, "CIFAR-100", "cifar-100-python.tar.gz", 100),
+}
+#: What may be given by name.
+SOURCES = ("digits", *_CIFAR)
 
 
 @dataclass(frozen=True)
@@ -81,18 +89,19 @@ def _image_folder(
     return train, validation, len(train.classes), 3
 
 
-def _cifar100(
-    root: Path, augment: bool, size: int | None
+def _cifar(
+    source: str, root: Path, augment: bool, size: int | None
 ) -> tuple[Dataset[Any], Dataset[Any], int, int]:
     size = size or 32
+    kind, name, archive, classes = _CIFAR[source]
     try:
-        train = datasets.CIFAR100(root, True, _transform(size, augment), download=True)
+        train = kind(root, True, _transform(size, augment), download=True)
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"CIFAR-100 is not in {root} and could not be downloaded ({error}): put "
-            "cifar-100-python.tar.gz there, or give --data the path of an image tree"
+            f"{name} is not in {root} and could not be downloaded ({error}): put {archive} there, "
+            "or give --data the path of an image tree"
         ) from error
-    return train, datasets.CIFAR100(root, False, _transform(size, False)), 100, 3
+    return train, kind(root, False, _transform(size, False)), classes, 3
 
 
 def _mixed(count: int, seed: int) -> list[int]:
@@ -114,14 +123,14 @@ def load_data(
     """Load an image task.
 
     Args:
-        source: ``"digits"`` (8×8, bundled with scikit-learn), ``"cifar100"``, or the path of a
-            tree with train/ and val/ folders, one folder a class in each.
+        source: ``"digits"`` (8×8, bundled with scikit-learn), ``"cifar10"``, ``"cifar100"``, or the
+            path of a tree with train/ and val/ folders, one folder a class in each.
         batch_size: images a batch, at least 1.
         seed: of the order of batches, and of the digits' split (four fifths for training).
         augment: random crops and flips of the training images; never of digits.
         image_size: side in pixels; by default that of the first image. Digits stay 8×8.
         workers: processes that read images.
-        root: where CIFAR-100 lies or is downloaded to.
+        root: where the CIFAR archives lie or are downloaded to.
 
     Raises:
         ValueError: where the data is not there or does not have the layout.
@@ -130,15 +139,15 @@ def load_data(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if source == "digits":
         train, validation, classes, channels = _digits(seed)
-    elif source == "cifar100":
-        train, validation, classes, channels = _cifar100(Path(root), augment, image_size)
+    elif source in _CIFAR:
+        train, validation, classes, channels = _cifar(source, Path(root), augment, image_size)
     elif Path(source).is_dir():
         train, validation, classes, channels = _image_folder(Path(source), augment, image_size)
     else:
-        near = nearest(source, ("digits", "cifar100"))
+        near = nearest(source, SOURCES)
         raise ValueError(
-            f"no data {source!r}: give 'digits', 'cifar100', or the path of a folder with train/ "
-            f"and val/{f'; did you mean {near!r}?' if near else ''}"
+            f"no data {source!r}: give {', '.join(map(repr, SOURCES))}, or the path of a folder "
+            f"with train/ and val/{f'; did you mean {near!r}?' if near else ''}"
         )
     if len(cast(Sized, train)) < batch_size:
         raise ValueError(

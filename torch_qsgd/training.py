@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from torch_qsgd.batches import forward, mapped, samples
 from torch_qsgd.carleman.jet import norm
 from torch_qsgd.optim import QuantumSGD
 from torch_qsgd.records import WindowRecord
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Any, Any]
 LossFunction = Callable[..., Tensor]
 
 
@@ -27,7 +28,8 @@ class Evaluation:
     Attributes:
         step: steps taken before it.
         loss: mean loss, in nats a sample for cross entropy.
-        accuracy: share of samples whose largest output is their label.
+        accuracy: share of targets that are the class of the largest output; NaN where targets are
+            no classes.
         predicted: whether it was taken at θ* + Σ c_k, in mid-window, rather than at the weights.
     """
 
@@ -83,29 +85,86 @@ class History:
         """Plain numbers, lists and strings."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> History:
+        """The inverse of :meth:`to_json`; what it does not know is left out.
+
+        Raises:
+            ValueError: where a part is missing.
+        """
+        try:
+            windows = [
+                WindowReport(
+                    **{
+                        **report,
+                        "before": Evaluation(**report["before"]),
+                        "after": Evaluation(**report["after"]),
+                        "record": WindowRecord.from_state(report["record"]),
+                    }
+                )
+                for report in plain["windows"]
+            ]
+            evaluations = [Evaluation(**evaluation) for evaluation in plain["evaluations"]]
+            return cls(plain["name"], evaluations, windows, plain["active"], plain["total"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is no history of a run: {error}") from error
+
 
 def evaluate(
     model: nn.Module, loss_fn: LossFunction, batches: Iterable[Batch], device: torch.device
 ) -> tuple[float, float]:
     """Mean loss and accuracy in eval mode; the model's mode is put back.
 
+    Args:
+        model, loss_fn: ``loss_fn(model(inputs), targets)`` is a mean over samples.
+        batches: pairs (inputs, targets).
+        device: where they are moved to.
+
+    Returns:
+        The loss, and the share of targets that are the class of the largest output. Classes are
+        dimension 1 of the outputs, or the last one where only that fits the targets' shape; where
+        neither does, or targets are no integers, the accuracy is NaN.
+
     Cost: one forward pass over the batches.
     """
     training = {module: module.training for module in model.modules()}
-    loss, right, count = 0.0, 0, 0
+    loss, right, count, scored = 0.0, 0, 0.0, 0
     model.eval()
     try:
         with torch.no_grad():
-            for inputs, labels in batches:
-                inputs, labels = inputs.to(device), labels.to(device)
-                outputs = model(inputs)
-                loss += float(loss_fn(outputs, labels)) * len(labels)
-                right += int((outputs.argmax(1) == labels).sum())
-                count += len(labels)
+            for batch in batches:
+                inputs, targets = _on(device, batch)
+                outputs = forward(model, inputs)
+                weight = samples(inputs, targets)
+                loss += float(loss_fn(outputs, targets)) * weight
+                count += weight
+                classes = _class_dimension(outputs, targets)
+                if classes is not None:
+                    right += int((outputs.argmax(classes) == targets).sum())
+                    scored += targets.numel()
     finally:
         for module, flag in training.items():
             module.training = flag
-    return loss / count, right / count
+    return loss / count, right / scored if scored else math.nan
+
+
+def _on(device: torch.device, batch: Any) -> Batch:
+    """A pair (inputs, targets) on a device."""
+    inputs, targets = batch
+    return mapped(inputs, lambda t: t.to(device)), mapped(targets, lambda t: t.to(device))
+
+
+def _class_dimension(outputs: Any, targets: Any) -> int | None:
+    """The dimension of the outputs that holds classes; ``None`` where there are none."""
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        return None
+    if targets.dtype != torch.int64 or outputs.dim() != targets.dim() + 1:
+        return None
+    for dimension in (1, outputs.dim() - 1):
+        others = outputs.shape[:dimension] + outputs.shape[dimension + 1 :]
+        if others == targets.shape and outputs.shape[dimension] > 1:
+            return dimension
+    return None
 
 
 class TrueSGD:
@@ -145,7 +204,7 @@ class TrueSGD:
     def _parameters(self) -> list[Tensor]:
         return [p for group in self._twin.param_groups for p in group["params"]]
 
-    def step(self, inputs: Tensor, labels: Tensor) -> None:
+    def step(self, inputs: Any, labels: Any) -> None:
         """Take one step of masked SGD, with the optimizer's present options."""
         sources = [
             g for g in self._source.param_groups if any(p.requires_grad for p in g["params"])
@@ -153,7 +212,7 @@ class TrueSGD:
         for group, source in zip(self._twin.param_groups, sources, strict=True):
             group.update(_sgd_options(source))
         self._twin.zero_grad()
-        self._loss_fn(self._model(inputs), labels).backward()
+        self._loss_fn(forward(self._model, inputs), labels).backward()
         for p, mask in self._masks.items():
             if p.grad is not None:
                 p.grad.mul_(mask)
@@ -228,7 +287,7 @@ def train(
         measure(0)
         start, before, twin = 0, history.evaluations[0], None
         for step in range(1, steps + 1):
-            inputs, labels = (t.to(device) for t in next(batches))
+            inputs, labels = _on(device, next(batches))
             if quantum is not None and quantum.phase == "upload":
                 if history.evaluations[-1].step < step - 1:
                     measure(step - 1)  # the dense weights, so that the dip of pruning shows
@@ -240,9 +299,9 @@ def train(
                 with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                     twin.step(inputs, labels)
 
-            def closure(inputs: Tensor = inputs, labels: Tensor = labels) -> Any:
+            def closure(inputs: Any = inputs, labels: Any = labels) -> Any:
                 optimizer.zero_grad()
-                loss = loss_fn(model(inputs), labels)
+                loss = loss_fn(forward(model, inputs), labels)
                 loss.backward()
                 return loss
 

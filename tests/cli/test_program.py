@@ -46,9 +46,11 @@ def test_the_program_ends_with_code_2_and_one_line_on_stderr(tmp_path: Path):
         (["-h"], 0),
         (["train", "-h"], 0),
         (["spectrum", "-h"], 0),
+        (["report", "-h"], 0),
         ([], 2),
         (["train"], 2),
         (["spectrum"], 2),
+        (["report"], 2),
         (["x"], 2),
     ],
 )

@@ -144,3 +144,4 @@ def test_the_programs_help_has_an_example_of_each_command():
     for command in ("train", "spectrum"):
         (example,) = re.findall(rf"python -m torch_qsgd {command} (--\S+ \S+)", text)
         assert example == "--data digits"
+    assert "python -m torch_qsgd report runs/demo" in text

@@ -13,7 +13,8 @@ from tests.cli.running import TINY, assert_one_clear_line, invoke, tree
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--data /nowhere/at/all", r"no data '/nowhere/at/all': give 'digits', 'cifar100', or the"),
+        ("--data /nowhere/at/all", r"no data '/nowhere/at/all': give 'digits', 'cifar10', .*or"),
+        ("--data cifar-10", r"no data 'cifar-10': .*; did you mean 'cifar10'\?$"),
         ("--data digits --density 0", r"density must be in \(0, 1\], got 0\.0"),
         ("--data digits --density 1.5", r"density must be in \(0, 1\], got 1\.5"),
         ("--data digits --model resnet-7mm", r"unknown model 'resnet-7mm'; did you mean 'resnet-7"),

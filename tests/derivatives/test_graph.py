@@ -62,3 +62,22 @@ def test_saved_bytes_counts_each_storage_once() -> None:
     weights = 4 * sum(p.numel() for p in model[0].parameters() if p.dim() > 1)
     kept = saved_bytes([model(torch.ones(7, 10, requires_grad=True))])
     assert kept == weights + 4 * 70 + 4 * 70  # weight, input, output of tanh
+
+
+def test_once_differentiable_functions_are_refused():
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, gradient):
+            (x,) = ctx.saved_tensors
+            return 3 * x**2 * gradient
+
+    x = torch.tensor([2.0], requires_grad=True)
+    (gradient,) = torch.autograd.grad(Once.apply(x).sum(), x, create_graph=True)
+    with pytest.raises(GraphError, match="once_differentiable"):
+        refuse_unusable_graph([gradient], order=1)

@@ -22,7 +22,8 @@ from torch_qsgd.training import LossFunction
 # ---- Options -------------------------------------------------------------------------------------
 
 Data = Annotated[
-    str, typer.Option(help="digits, cifar100, or a folder with train/ and val/ image folders.")
+    str,
+    typer.Option(help="digits, cifar10, cifar100, or a folder with train/ and val/ image folders."),
 ]
 Model = Annotated[
     str,
@@ -35,10 +36,14 @@ Width = Annotated[int | None, typer.Option(help="Channels of the first stage.")]
 Depth = Annotated[int | None, typer.Option(help="Layers: 8, 14, 20, … (6n + 2).")]
 Activation = Annotated[str | None, typer.Option(help=", ".join(ACTIVATIONS) + ".")]
 Norm = Annotated[str | None, typer.Option(help=", ".join(NORMS) + ".")]
+Loss = Annotated[
+    str, typer.Option(help="cross-entropy, mse (to one-hot labels), or module:function; a mean.")
+]
 BatchSize = Annotated[int, typer.Option(help="Images a batch.")]
 ImageSize = Annotated[int | None, typer.Option(min=1, help="Side in pixels.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, …")]
 Workers = Annotated[int, typer.Option(help="Processes that read images.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
 
 
 def model_shape(

@@ -115,7 +115,7 @@ def spectrum_command(
     seed: Annotated[
         int, typer.Option(help="Of images, probes, and weights without a checkpoint.")
     ] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
+    json: common.Json = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run interrupted in --output.")
     ] = False,

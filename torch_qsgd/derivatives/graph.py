@@ -30,6 +30,11 @@ _NO_SECOND_DERIVATIVE = {
     "CheckpointFunction": (
         "reentrant checkpointing cuts the graph: pass `use_reentrant=False` to `checkpoint`"
     ),
+    "torch::autograd::Error": (
+        "a function's backward pass is marked once_differentiable, and PyTorch would take its "
+        "second derivative for zero: write a differentiable backward, or the function from "
+        "PyTorch's operations"
+    ),
     "SyncBatchNorm": "SyncBatchNorm has no second derivative: use BatchNorm or GroupNorm",
     "WeightNormInterface": (
         "PyTorch's weight_norm has a wrong second derivative (by half, in one test): " + RECORDING

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch_qsgd.files import load_json, save_json
 from torch_qsgd.hessian.dynamics import Dynamics
 from torch_qsgd.hessian.spectrum import Spectrum
+from torch_qsgd.reading import read_as
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,10 +80,13 @@ class SpectrumRecord:
         values = dict(plain)
         failed = values["spectrum"] is None
         values["spectrum"] = None if failed else Spectrum.from_json(values["spectrum"])
-        values["dynamics"] = Dynamics(**values["dynamics"])
-        for name in ("best_window", "proxy", "negative_mass"):
-            unknown = math.nan if failed and name != "best_window" else math.inf
-            values[name] = unknown if values[name] is None else values[name]
+        values["dynamics"] = read_as(Dynamics, values["dynamics"], "dynamics")
+        for name in ("step", "window_step", "window", "products"):
+            values[name] = read_as(int, values[name], name)
+        for name in ("best_window", "proxy", "negative_mass", "jet_ratio", "seconds"):
+            unseen = failed and name in ("proxy", "negative_mass")
+            unknown = math.nan if unseen else math.inf
+            values[name] = unknown if values[name] is None else read_as(float, values[name], name)
         return cls(**values)
 
 
@@ -198,9 +202,9 @@ class MonitorHistory:
             )
         return cls(
             [SpectrumRecord.from_json(record) for record in plain["records"]],
-            [WindowSpan(**span) for span in plain["windows"]],
-            plain["seconds"],
-            plain["elapsed"],
+            read_as(list[WindowSpan], plain["windows"], "windows"),
+            read_as(float, plain["seconds"], "seconds"),
+            read_as(float, plain["elapsed"], "elapsed"),
         )
 
     def save(self, path: str | Path) -> None:

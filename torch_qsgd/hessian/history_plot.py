@@ -57,7 +57,7 @@ def _mark_classical(history: MonitorHistory, axes: Any, label: str | None) -> No
             label = None
 
 
-def _bound(dynamics: Dynamics) -> str:
+def bound_formula(dynamics: Dynamics) -> str:
     """The formula of ``largest_stable``."""
     if dynamics.momentum == 0:
         return "2/η"
@@ -88,7 +88,7 @@ def _draw_spectra(history: MonitorHistory, figure: Figure, axes: Any) -> None:
         colours = LinearSegmentedColormap.from_list(name, ["#FFFFFF", colour, dark])
         mesh = None
         for begin, end, _, spectrum in drawn:
-            shares = _shares(spectrum, sign, linear, edges)
+            shares = bin_shares(spectrum, sign, linear, edges)
             mesh = axes.pcolormesh(
                 [begin, end],
                 sign * values,
@@ -112,7 +112,12 @@ def _draw_spectra(history: MonitorHistory, figure: Figure, axes: Any) -> None:
         lines = [
             (spectrum.lambda_max, "black", "-", "largest eigenvalue"),
             (spectrum.lambda_min, "black", "--", "least eigenvalue"),
-            (largest_stable, _PURPLE, ":", f"{_bound(record.dynamics)}, a step amplifies above"),
+            (
+                largest_stable,
+                _PURPLE,
+                ":",
+                f"{bound_formula(record.dynamics)}, a step amplifies above",
+            ),
         ]
         for level, colour, dash, label in lines:
             if level <= 10 * largest:
@@ -136,7 +141,7 @@ def _draw_spectra(history: MonitorHistory, figure: Figure, axes: Any) -> None:
     axes.set_ylabel("eigenvalue (loss / weight²)\nbulk: quadrature nodes, spread")
 
 
-def _shares(spectrum: Spectrum, sign: int, linear: float, edges: Any) -> Any:
+def bin_shares(spectrum: Spectrum, sign: int, linear: float, edges: Any) -> Any:
     """Share of eigenvalues of one sign by bin, each node spread a little over its neighbours.
 
     Converged eigenvalues take a bin, the nodes of the bulk half the way to the next ones. Half of

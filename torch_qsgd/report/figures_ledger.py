@@ -1,0 +1,166 @@
+"""Figures of the ledger: its lines as bars, and its totals over the sizes."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+
+from torch_qsgd.report.figures import (
+    Figure,
+    Trace,
+    axis,
+    evenly,
+    joined,
+    known,
+    layout,
+    log_axis,
+    rounded,
+    safe,
+    shortened,
+    tick,
+)
+from torch_qsgd.report.numbers import number
+from torch_qsgd.report.palette import BLUE, GREEN, INK, PAPER, VERMILION
+from torch_qsgd.resources import Entry, Ledger, ScalingCurve
+
+_LETTERS = 46  # of a line of an entry's name above its bar, so that it fits a phone
+_ROW = 42  # pixels that a bar takes, with its name
+#: What a scaling curve runs over, in words.
+SIZES = {
+    "active": "active weights n",
+    "steps": "steps T",
+    "density": "density",
+}
+
+
+def bars(ledger: Ledger) -> list[Figure]:
+    """A bar chart for each group of entries with one unit of which one at least has a length."""
+    together: dict[tuple[str, str], list[Entry]] = {}
+    for entry in ledger.entries:
+        together.setdefault((entry.group, entry.unit), []).append(entry)
+    shown = [found for found in together.values() if known(map(_length, found))]
+    return [_bars(place, found, ledger.dominant) for place, found in enumerate(shown)]
+
+
+def _length(entry: Entry) -> float:
+    """The value, or NaN where a logarithmic axis has no place for it."""
+    return entry.value if 0 < entry.value < math.inf else math.nan
+
+
+def _bars(place: int, entries: list[Entry], dominant: str) -> Figure:
+    """Bars on a logarithmic axis, each with its name above it and its value at its end."""
+    group, unit = entries[0].group, entries[0].unit
+    there = known(map(_length, entries))
+    low = math.floor(math.log10(min(there)) - 0.5) - 1
+    high = math.log10(max(there))
+    end = high + 0.3 * (high - low)  # room for the value
+    decades = range(low, math.floor(end) + 1)
+    ticks = [10.0**e for e in decades if (e - low) % math.ceil(len(decades) / 5) == 0]
+    names = [_name(entry) for entry in entries]
+    rows, bottom = [], 0.0
+    for name in names:
+        bottom -= 1 + 0.4 * name.count("<br>")
+        rows.append(bottom)
+    data: list[Trace] = []
+    for first in (False, True):
+        drawn = [
+            (entry, row)
+            for entry, row in zip(entries, rows, strict=True)
+            if known([_length(entry)]) and (entry.key == dominant) == first
+        ]
+        if drawn:
+            data.append(_trace(drawn, first))
+    words = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "bottom", "showarrow": False}
+    return Figure(
+        f"ledger-{place}",
+        group[:1].upper() + group[1:] + (f" ({unit})" if unit not in ("", group) else ""),
+        "",
+        data,
+        layout(
+            round(66 - _ROW * bottom),
+            annotations=[
+                {"text": name, "y": row + 0.18, "align": "left", "font": {"size": 12}, **words}
+                for name, row in zip(names, rows, strict=True)
+            ],
+            xaxis=axis(
+                f"{safe(unit) or 'number'} (log scale)",
+                type="log",
+                range=[low, end],
+                tickvals=ticks,
+                ticktext=[tick(v, low < -3 or end > 5) for v in ticks],
+            ),
+            yaxis={
+                **axis("", range=[bottom - 0.4, -0.1]),
+                "showticklabels": False,
+                "ticks": "",
+                "showgrid": False,
+                "fixedrange": True,
+            },
+            margin={"l": 10, "r": 14, "t": 8, "b": 54},
+        ),
+    )
+
+
+def _trace(drawn: list[tuple[Entry, float]], dominates: bool) -> Trace:
+    colour = VERMILION if dominates else BLUE
+    pattern = {"shape": "/" if dominates else "", "bgcolor": colour, "fgcolor": PAPER}
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "x": rounded([entry.value for entry, _ in drawn]),
+        "y": rounded([row for _, row in drawn]),
+        "width": 0.36,
+        "name": "dominates the T gates" if dominates else "",
+        "showlegend": dominates,
+        "marker": {"color": colour, "pattern": {**pattern, "size": 8, "solidity": 0.2}},
+        "text": [number(entry.value) for entry, _ in drawn],
+        "textposition": "outside",
+        "textfont": {"color": INK},
+        "cliponaxis": False,
+        "hovertext": [f"{safe(entry.quantity)}: {safe(entry.tag)}" for entry, _ in drawn],
+        "hoverinfo": "text",
+    }
+
+
+def _name(entry: Entry) -> str:
+    """An entry in at most two lines that fit a phone, with what stands for a bar it has not."""
+    missing = "not known" if math.isnan(entry.value) else number(entry.value)
+    text = shortened(entry.quantity, 2 * _LETTERS - 20)
+    text += "" if known([_length(entry)]) else f": {missing}"
+    return "<br>".join(safe(part) for part in textwrap.wrap(text, _LETTERS)[:2])
+
+
+def scaling(curves: Sequence[ScalingCurve]) -> list[Figure]:
+    """A figure a curve: operations over one size, all else held."""
+    return [_scaling(curve) for curve in curves if len(curve.values) > 1]
+
+
+def _scaling(curve: ScalingCurve) -> Figure:
+    kept = evenly(len(curve.values), 60)
+    over = SIZES.get(curve.over, curve.over)
+    looks = (
+        ("T gates, tables in QROAM", curve.t_gates, VERMILION, "solid", "circle"),
+        ("T gates, with QRAM", curve.t_gates_qram, GREEN, "dash", "square"),
+        ("floating-point operations, classical", curve.flops, BLUE, "dashdot", "diamond"),
+    )
+    says = [safe(f"dominated by {curve.dominant[i]}") if curve.dominant else "" for i in kept]
+    data = []
+    for name, values, colour, dash, symbol in looks:
+        heights = [values[i] if values[i] > 0 else math.nan for i in kept]
+        if not known(heights):
+            continue
+        places = [curve.values[i] for i in kept]
+        data.append(joined(places, heights, name, colour, dash, symbol, text=says))
+    everything = [*curve.t_gates, *curve.t_gates_qram, *curve.flops]
+    return Figure(
+        f"scaling-{curve.over}",
+        f"Scaling over {over}",
+        f"Operations of one window over {over}, all else held.",
+        data,
+        layout(
+            380,
+            xaxis=log_axis(over, curve.values),
+            yaxis=log_axis("operations", everything, most=6),
+        ),
+    )
