@@ -11,7 +11,7 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torch_qsgd.audit.conditioning import conditioning
+from torch_qsgd.audit.conditioning import _inverse_bounds, conditioning
 from torch_qsgd.carleman import CarlemanSystem, PolynomialMap
 from torch_qsgd.hessian import Spectrum
 from torch_qsgd.hessian.dynamics import Dynamics
@@ -73,6 +73,18 @@ def written_out(A: np.ndarray, steps: int, idle: int) -> np.ndarray:
         here, there = slice(t * n, (t + 1) * n), slice((t + 1) * n, (t + 2) * n)
         L[there, here] = -A if t < steps else -np.eye(n)
     return L
+
+
+def inverse_written_out(A: np.ndarray, steps: int, idle: int) -> np.ndarray:
+    """ℒ⁻¹, whose blocks are powers of A."""
+    n, count = len(A), steps + 1 + idle
+    inverse = np.zeros((count * n, count * n))
+    for row in range(count):
+        for column in range(row + 1):
+            lag = min(row, steps) - min(column, steps)
+            block = np.linalg.matrix_power(A, lag)
+            inverse[row * n : (row + 1) * n, column * n : (column + 1) * n] = block
+    return inverse
 
 
 def kronecker_power(A: np.ndarray, j: int) -> np.ndarray:
@@ -224,16 +236,28 @@ def test_growth_within_the_window_decides_the_regime() -> None:
 def test_tiny_singular_values_are_those_of_the_inverse(idle: int, dynamics: Dynamics) -> None:
     """The inverse holds powers of A; its norm is exact where σ_min itself has no digit left."""
     A = step_matrix(np.array([[-8.0]]), dynamics)
-    n, steps = len(A), 90
-    inverse = np.zeros(((steps + 1 + idle) * n,) * 2)
-    for row in range(steps + 1 + idle):
-        for column in range(row + 1):
-            lag = min(row, steps) - min(column, steps)
-            block = np.linalg.matrix_power(A, lag)
-            inverse[row * n : (row + 1) * n, column * n : (column + 1) * n] = block
-    found = conditioning(spectrum_of_nodes([-8.0]), dynamics, steps=steps, order=1, idle=idle)
-    assert found.smallest[-1] == pytest.approx(1 / np.linalg.norm(inverse, 2), rel=1e-10)
+    inverse = inverse_written_out(A, 90, idle)
+    found = conditioning(spectrum_of_nodes([-8.0]), dynamics, steps=90, order=1, idle=idle)
+    assert found.smallest[-1] * np.linalg.norm(inverse, 2) == pytest.approx(1, rel=1e-10)
     assert found.kappa[-1] > 1e15
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    node=st.floats(-3, 60),
+    momentum=st.floats(0.05, 0.95),
+    nesterov=st.booleans(),
+    power=st.integers(1, 2),
+    steps=st.integers(1, 30),
+    idle=st.integers(0, 9),
+)
+def test_the_bound_is_one(
+    node: float, momentum: float, nesterov: bool, power: int, steps: int, idle: int
+) -> None:
+    """What chooses the modes to look at, and stands for σ_min of large windows."""
+    A = step_matrix(np.array([[node]]), Dynamics(0.1, momentum, nesterov))
+    norm = np.linalg.norm(inverse_written_out(kronecker_power(A, power), steps, idle), 2)
+    assert _inverse_bounds(A[None], power, steps, idle)[0] >= norm * (1 - 1e-9)
 
 
 @pytest.mark.parametrize("dynamics", [PLAIN, HEAVY], ids=["plain", "heavy"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 import math
 from typing import Any
@@ -109,7 +110,8 @@ def test_all_rows_where_there_are_fewer() -> None:
 
 def test_products_are_taken_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = Matrix(torch.eye(10))
-    monkeypatch.setattr("torch_qsgd.audit.row_sparsity._BLOCK", 39)
+    module = importlib.import_module("torch_qsgd.audit.row_sparsity")
+    monkeypatch.setattr(module, "_BLOCK", 39)
     assert probe_rows(matrix, rows=8).nonzeros == [1] * 8
     assert matrix.columns == [3, 3, 2]
 

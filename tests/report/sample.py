@@ -129,7 +129,7 @@ def nasty() -> Report:
     report.pruning.layers[0] = LayerPruning(NASTY, *list(vars(layer).values())[1:])
     report.truncation.kinks.append(NASTY)
     entry = report.ledger.entries[0]
-    report.ledger.entries[0] = Entry(entry.key, NASTY, NASTY, entry.value, *[NASTY] * 4)
+    report.ledger.entries[0] = Entry(entry.key, entry.group, NASTY, entry.value, *[NASTY] * 4)
     return report
 
 

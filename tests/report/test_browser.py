@@ -112,7 +112,7 @@ def test_every_figure_is_drawn(opened: Any) -> None:
         "return Object.keys(JSON.parse(document.getElementById('plots').textContent).figures)"
     )
     assert sorted(sizes) == sorted(expected)
-    assert len(sizes) >= 18
+    assert len(sizes) >= 15
     for key, found in sizes.items():
         assert found is not None, key
         assert min(found) > 90, (key, found)

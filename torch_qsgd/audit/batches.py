@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,14 +55,15 @@ def split_batches(data: Any, validation: Any, plan: Plan, device: torch.device) 
     Cost: one partial pass over the data; its random states are left as they were.
     """
     steps = min(plan.window, _MOST)
-    spare = 0 if validation is not None else plan.held_out_batches
-    found = _first(data, plan.spectrum_batches + steps + spare, device)
+    wanted = plan.spectrum_batches + steps
+    found = _first(data, wanted, 0 if validation is not None else plan.held_out_samples, device)
     notes: list[str] = []
     if validation is not None:
-        held_out = _first(validation, plan.held_out_batches, device)
+        held_out = _first(validation, 0, plan.held_out_samples, device)
     else:
-        # What is there is shared out; a quarter of few batches is held out.
-        count = min(spare, len(found) // 4)
+        # Of few batches, a quarter is held out.
+        count = max(len(found) - wanted, len(found) // 4)
+        count = min(count, math.ceil(plan.held_out_samples / samples(*found[0])))
         held_out, found = found[len(found) - count :], found[: len(found) - count]
     if len(found) > plan.spectrum_batches:
         spectrum, rest = found[: plan.spectrum_batches], found[plan.spectrum_batches :]
@@ -79,9 +80,17 @@ def split_batches(data: Any, validation: Any, plan: Plan, device: torch.device) 
     return AuditBatches(spectrum, rest, held_out, notes)
 
 
-def _first(data: Any, count: int, device: torch.device) -> list[Batch]:
+def _first(data: Any, count: int, more: float, device: torch.device) -> list[Batch]:
+    """So many batches, and then as many as hold so many samples more, where there are as many."""
     batches = iter(Batches(data, device, _MEMORY))
+    found: list[Batch] = []
     try:
-        return list(itertools.islice(batches, count))
+        for batch in batches:
+            if len(found) >= count:
+                if more <= 0:
+                    break
+                more -= samples(*batch)
+            found.append(batch)
     finally:
         batches.close()  # puts back the random states of the data
+    return found

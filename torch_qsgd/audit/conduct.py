@@ -23,7 +23,6 @@ from torch_qsgd.audit.progress import Progress, shown
 from torch_qsgd.audit.report import AuditReport
 from torch_qsgd.audit.row_sparsity import probe_rows
 from torch_qsgd.audit.run import Tick, measured_run, watching_monitor
-from torch_qsgd.audit.surroundings import surroundings
 from torch_qsgd.audit.thresholds import Thresholds
 from torch_qsgd.audit.transfer import measure_transfer
 from torch_qsgd.audit.truncation import measure_truncation
@@ -34,6 +33,7 @@ from torch_qsgd.errors import DivergenceError, GraphError, SizeError
 from torch_qsgd.hessian import HessianOperator
 from torch_qsgd.optim import QuantumSGD
 from torch_qsgd.resources.classical import step_cost
+from torch_qsgd.surroundings import surroundings
 from torch_qsgd.training import History, LossFunction
 
 #: What a part may fail with, and the audit go on without it.
@@ -118,7 +118,9 @@ class Conduct:
         except _FAILURES as error:
             said.append(f"{part} could not be measured: {error}")
         finally:
-            said = [*(f"{part}: {warning.message}" for warning in caught), *said]
+            # Of these, only what is said about the model: no library's word on its own future.
+            ours = [w for w in caught if issubclass(w.category, (UserWarning, RuntimeWarning))]
+            said = [*(f"{part}: {warning.message}" for warning in ours), *said]
             notes = self.report.notes
             for note in (" ".join(text.split()) for text in said):
                 notes += [note] if note not in notes else []
@@ -240,7 +242,7 @@ def audit(
     lanczos_steps: int | None = None,
     probes: int | None = None,
     spectrum_batches: int | None = None,
-    held_out_batches: int | None = None,
+    held_out_samples: int | None = None,
     rows: int | None = None,
     cubic_iterations: int | None = None,
     solver_error: float = 1e-3,
@@ -275,7 +277,7 @@ def audit(
         windows: of the training run; 3, with ``quick`` 2.
         lanczos_steps, probes: of each spectrum; 40 and 2, with ``quick`` 15 and 2.
         spectrum_batches: batches of the loss whose Hessian is looked at; 2, with ``quick`` 1.
-        held_out_batches: batches to evaluate on, at most; 8, with ``quick`` 4.
+        held_out_samples: to evaluate on, in whole batches; 1024, with ``quick`` 256.
         rows: of the Hessian to probe; 16, with ``quick`` 6.
         cubic_iterations: of the power iteration for the third derivative's norm, 10 gradients
             each; 10, with ``quick`` 3; 0 leaves it out, and with it the certificate.

@@ -15,7 +15,7 @@ _FULL = {
     "lanczos_steps": 40,
     "probes": 2,
     "spectrum_batches": 2,
-    "held_out_batches": 8,
+    "held_out_samples": 1024,
     "rows": 16,
     "cubic_iterations": 10,
 }
@@ -25,7 +25,7 @@ _QUICK = {
     "lanczos_steps": 15,
     "probes": 2,
     "spectrum_batches": 1,
-    "held_out_batches": 4,
+    "held_out_samples": 256,
     "rows": 6,
     "cubic_iterations": 3,
 }
@@ -41,7 +41,7 @@ class Plan:
         window, order, classical_steps: T, N, and the dense steps between windows.
         windows: of the training run.
         lanczos_steps, probes, spectrum_batches: of each spectrum.
-        held_out_batches: at most, to evaluate on.
+        held_out_samples: to evaluate on, in whole batches.
         rows: of the Hessian to probe.
         cubic_iterations: of the power iteration for ‖G_2‖; 0 leaves it out.
         solver_error: ε of the history state, for the ledger.
@@ -64,7 +64,7 @@ class Plan:
     lanczos_steps: int
     probes: int
     spectrum_batches: int
-    held_out_batches: int
+    held_out_samples: int
     rows: int
     cubic_iterations: int
     solver_error: float
@@ -94,7 +94,7 @@ class Plan:
             "lanczos_steps",
             "probes",
             "spectrum_batches",
-            "held_out_batches",
+            "held_out_samples",
             "rows",
         ):
             require_integer(name, getattr(self, name), 1)

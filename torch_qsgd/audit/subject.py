@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_qsgd.audit.kinks import recording_pieces
+from torch_qsgd.audit.kinks import PiecesError, recording_pieces
 from torch_qsgd.batches import forward, mapped, tensors_in
 from torch_qsgd.derivatives import higher_derivatives, taylor_coefficients
 from torch_qsgd.derivatives.coordinates import Coordinates
@@ -47,14 +47,23 @@ class Subject:
         if self.coordinates.size == 0:
             raise ValueError("no coordinate is active: all masks are empty")
         self._weights = [p.detach().clone() for p in self.parameters]
-        self._buffers = [(b, b.clone()) for b in model.buffers()]
+        self._buffers = [
+            (module, {n: (b, b.clone()) for n, b in module._buffers.items() if b is not None})
+            for module in model.modules()
+        ]
         narrowest = max((p.dtype for p in self.parameters), key=lambda d: torch.finfo(d).eps)
         self.allowed = max(_ALLOWED, tolerance(narrowest))
         self.rounding = tolerance(narrowest)
-        #: Why there are no finite differences; empty where there are.
-        self.coarse = ""
-        with recording_pieces() as self.pieces:
+        #: Names of the kinked operations that are held on their pieces away from the weights.
+        self.held = ""
+        #: Why they are not; empty where they are, or there are none.
+        self.unheld = ""
+        with recording_pieces() as self._pieces:
             self.base = self.gradient(0.0, None)
+        if self._pieces.unfrozen:
+            self.unheld = f"{', '.join(self._pieces.unfrozen)} cannot be held on a piece"
+        else:
+            self.held = ", ".join(self._pieces.kinks)
         if not bool(self.base.isfinite().all()):
             raise DivergenceError(
                 "the gradient on the batch is NaN or infinite: look at the weights and at the data"
@@ -80,17 +89,16 @@ class Subject:
                 if isinstance(part, nn.Module):
                     part.double()
             return cls(*twins, mapped(batch, double), names, masks)
-        except (RuntimeError, TypeError) as error:
-            subject = cls(*copy.deepcopy((model, loss_fn)), batch, names, masks)
-            subject.coarse = f"the model does not run in float64 ({words(error)})"
-            return subject
+        except (RuntimeError, TypeError):
+            return cls(*copy.deepcopy((model, loss_fn)), batch, names, masks)
 
     @contextlib.contextmanager
     def _as_ever(self) -> Iterator[None]:
         """Each evaluation starts from the same buffers and draws the same random numbers."""
         with torch.no_grad():
-            for buffer, kept in self._buffers:
-                buffer.copy_(kept)
+            for module, buffers in self._buffers:
+                for name, (buffer, kept) in buffers.items():
+                    module._buffers[name] = buffer.copy_(kept)
         torch.default_generator.manual_seed(0)
         if self.parameters[0].device.type == "cuda":
             torch.cuda.default_generators[self.parameters[0].device.index or 0].manual_seed(0)
@@ -104,15 +112,24 @@ class Subject:
         return loss
 
     def gradient(self, distance: float, direction: Tensor | None) -> Tensor:
-        """PyTorch's own, at θ + ε v, of shape (n,)."""
-        if direction is not None:
-            self._move(distance, direction)
+        """PyTorch's own at θ + ε v, of shape (n,); away from θ on the pieces at θ, if possible."""
+        if direction is None:
+            return self._gradient()
+        self._move(distance, direction)
         try:
-            with torch.enable_grad():
-                found = torch.autograd.grad(self.loss(), self.parameters, allow_unused=True)
+            if self.held:
+                try:
+                    with self._pieces.replayed():
+                        return self._gradient()
+                except PiecesError as error:
+                    self.held, self.unheld = "", words(error)
+            return self._gradient()
         finally:
-            if direction is not None:
-                self._move(0.0, direction)
+            self._move(0.0, direction)
+
+    def _gradient(self) -> Tensor:
+        with torch.enable_grad():
+            found = torch.autograd.grad(self.loss(), self.parameters, allow_unused=True)
         return self.coordinates.flatten(found)
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from torch_qsgd.audit.cubic import displaced, untouched
+from torch_qsgd.audit.borrowing import displaced, untouched
 from torch_qsgd.audit.run import Tick
 from torch_qsgd.carleman.jet import norm
 from torch_qsgd.checks import checked_generator, require_integer

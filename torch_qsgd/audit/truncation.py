@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointError
 
-from torch_qsgd.audit.cubic import cubic_norm, displaced, drawing, polynomial_degree, untouched
+from torch_qsgd.audit.borrowing import displaced, drawing, untouched
+from torch_qsgd.audit.cubic import cubic_norm, polynomial_degree
 from torch_qsgd.audit.kinks import Pieces, PiecesError, recording_pieces
 from torch_qsgd.batches import Batch, forward, mapped
 from torch_qsgd.carleman.jet import summed

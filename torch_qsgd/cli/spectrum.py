@@ -77,10 +77,7 @@ def spectrum_command(
             help="Normalise by each batch, as training does, or by running statistics.",
         ),
     ] = False,
-    loss: Annotated[
-        str,
-        typer.Option(help="cross-entropy, mse (to one-hot labels), or module:function; a mean."),
-    ] = "cross-entropy",
+    loss: common.Loss = "cross-entropy",
     batches: Annotated[int, typer.Option(min=1, help="Batches of training images, at most.")] = 4,
     batch_size: common.BatchSize = 64,
     image_size: common.ImageSize = None,

@@ -17,6 +17,7 @@ from torch_qsgd.data import load_data
 from torch_qsgd.errors import DivergenceError, GraphError
 from torch_qsgd.models import build_model
 from torch_qsgd.readout import Tomography
+from torch_qsgd.surroundings import surroundings
 
 #: Options that the numbers do not depend on.
 _FREE = ("workers", "json", "output")
@@ -129,7 +130,8 @@ def train_command(
         raise common.fail(error) from None
     total = sum(p.numel() for p in network.parameters())
     title = f"{model} on {data}"
-    facts = {"parameters": total, "classes": images.classes}
+    facts: dict[str, Any] = {"parameters": total, "classes": images.classes}
+    facts |= surroundings(next(network.parameters()))
     report = TrainReport(console, output, json, title, settings, facts)
     common.say(console, f"{title}: {total:,} parameters, {images.classes} classes, seed {seed}")
     try:

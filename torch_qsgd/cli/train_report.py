@@ -102,7 +102,8 @@ class TrainReport:
         }
         log = self._log(measured)
         common.write_json(files["log"], log)
-        plot_curves(measured, files["curves"], self.title)
+        unit = "nats" if self.settings.get("loss") == "cross-entropy" else ""
+        plot_curves(measured, files["curves"], self.title, unit)
         torch.save(model.state_dict(), files["weights"])
         for name, path in files.items():
             common.say(self.console, f"{name}: {path}")

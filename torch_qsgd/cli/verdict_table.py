@@ -6,8 +6,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from torch_qsgd.report.content import Report
-from torch_qsgd.report.findings import Verdict
-from torch_qsgd.report.numbers import ranged, threshold
+from torch_qsgd.report.findings import Finding, Verdict
+from torch_qsgd.report.numbers import ranged, threshold, with_unit
 
 #: A mark tells verdicts apart without colours too.
 _LOOKS: dict[Verdict, str] = {
@@ -42,7 +42,7 @@ def verdict_tables(report: Report) -> list[Table]:
         for found in report.of(assumption):
             table.add_row(
                 f"  {escape(found.quantity)}",
-                escape(ranged(found)),
+                escape(_value(found)),
                 escape(threshold(found)),
                 _LOOKS[found.verdict],
             )
@@ -50,3 +50,9 @@ def verdict_tables(report: Report) -> list[Table]:
     table.caption = "Thresholds are our definition; sentences to each finding: in the report."
     table.caption_justify = "left"
     return [table]
+
+
+def _value(found: Finding) -> str:
+    """With the range where it is why there is no verdict."""
+    unclear = found.verdict == "cannot tell" and found.low is not None
+    return ranged(found) if unclear else with_unit(found.value, found.unit)

@@ -11,7 +11,7 @@ from torch_qsgd.training import History
 
 #: Okabe and Ito's colours, told apart by colour-blind readers too; dashes tell them apart in grey.
 _STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"))
-_PANELS = (("loss", "validation loss (nats)"), ("accuracy", "validation accuracy (%)"))
+_PANELS = (("loss", "validation loss"), ("accuracy", "validation accuracy (%)"))
 
 
 def _mark_windows(axes: Any, run: History, colour: str, labelled: bool) -> None:
@@ -32,7 +32,7 @@ def _mark_windows(axes: Any, run: History, colour: str, labelled: bool) -> None:
     axes.set_ylim(low, high)
 
 
-def plot_curves(runs: Sequence[History], path: str | Path, title: str = "") -> None:
+def plot_curves(runs: Sequence[History], path: str | Path, title: str = "", unit: str = "") -> None:
     """Draw validation loss (log scale) and accuracy of the runs into an image file.
 
     Windows of ``QuantumSGD`` are shaded; triangles mark uploads (down) and downloads (up); open
@@ -42,6 +42,7 @@ def plot_curves(runs: Sequence[History], path: str | Path, title: str = "") -> N
         runs: at most four.
         path: of a PNG, PDF or SVG file; its folder must be there.
         title: above the panels.
+        unit: of the loss, nats for cross entropy.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -76,7 +77,7 @@ def plot_curves(runs: Sequence[History], path: str | Path, title: str = "") -> N
                 )
         if quantity == "loss":
             axes.set_yscale("log")
-        axes.set_ylabel(label)
+        axes.set_ylabel(f"{label} ({unit})" if quantity == "loss" and unit else label)
         axes.grid(True, alpha=0.3)
         for run, (colour, _) in zip(runs, _STYLES, strict=False):
             if run.windows:

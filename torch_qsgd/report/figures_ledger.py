@@ -35,12 +35,30 @@ SIZES = {
 
 
 def bars(ledger: Ledger) -> list[Figure]:
-    """A bar chart for each group of entries with one unit of which one at least has a length."""
-    together: dict[tuple[str, str], list[Entry]] = {}
-    for entry in ledger.entries:
-        together.setdefault((entry.group, entry.unit), []).append(entry)
-    shown = [found for found in together.values() if known(map(_length, found))]
-    return [_bars(place, found, ledger.dominant) for place, found in enumerate(shown)]
+    """How one query becomes the whole window; each solver's queries; and the qubits.
+
+    A chart none of whose entries has a length is left out.
+    """
+    by_key = {entry.key: entry for entry in ledger.entries}
+    solver = f"queries_{ledger.window.get('solver', '')}".replace("-", "_")
+    factors = ("query_qroam", solver, "runs", "copies", "copy_qroam", "total_qroam", "total_qram")
+    charts = {
+        "From one query to the whole window": [*factors, "flops"],
+        "Queries of one run, solver by solver": _keys(ledger, "queries"),
+        "Qubits": _keys(ledger, "qubits"),
+    }
+    shown = [
+        (title, [by_key[key] for key in keys if key in by_key]) for title, keys in charts.items()
+    ]
+    shown = [(title, found) for title, found in shown if known(map(_length, found))]
+    return [
+        _bars(f"ledger-{place}", title, found, ledger.dominant)
+        for place, (title, found) in enumerate(shown)
+    ]
+
+
+def _keys(ledger: Ledger, group: str) -> list[str]:
+    return [entry.key for entry in ledger.entries if entry.group == group]
 
 
 def _length(entry: Entry) -> float:
@@ -48,16 +66,17 @@ def _length(entry: Entry) -> float:
     return entry.value if 0 < entry.value < math.inf else math.nan
 
 
-def _bars(place: int, entries: list[Entry], dominant: str) -> Figure:
+def _bars(key: str, title: str, entries: list[Entry], dominant: str) -> Figure:
     """Bars on a logarithmic axis, each with its name above it and its value at its end."""
-    group, unit = entries[0].group, entries[0].unit
+    units = {entry.unit for entry in entries}
+    unit = entries[0].unit if len(units) == 1 else ""
     there = known(map(_length, entries))
     low = math.floor(math.log10(min(there)) - 0.5) - 1
     high = math.log10(max(there))
     end = high + 0.3 * (high - low)  # room for the value
     decades = range(low, math.floor(end) + 1)
     ticks = [10.0**e for e in decades if (e - low) % math.ceil(len(decades) / 5) == 0]
-    names = [_name(entry) for entry in entries]
+    names = [_name(entry, with_unit=len(units) > 1) for entry in entries]
     rows, bottom = [], 0.0
     for name in names:
         bottom -= 1 + 0.4 * name.count("<br>")
@@ -73,8 +92,8 @@ def _bars(place: int, entries: list[Entry], dominant: str) -> Figure:
             data.append(_trace(drawn, first))
     words = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "bottom", "showarrow": False}
     return Figure(
-        f"ledger-{place}",
-        group[:1].upper() + group[1:] + (f" ({unit})" if unit not in ("", group) else ""),
+        key,
+        title,
         "",
         data,
         layout(
@@ -84,7 +103,7 @@ def _bars(place: int, entries: list[Entry], dominant: str) -> Figure:
                 for name, row in zip(names, rows, strict=True)
             ],
             xaxis=axis(
-                f"{safe(unit) or 'number'} (log scale)",
+                f"{safe(unit) or 'count'} (log scale)",
                 type="log",
                 range=[low, end],
                 tickvals=ticks,
@@ -123,10 +142,11 @@ def _trace(drawn: list[tuple[Entry, float]], dominates: bool) -> Trace:
     }
 
 
-def _name(entry: Entry) -> str:
+def _name(entry: Entry, with_unit: bool) -> str:
     """An entry in at most two lines that fit a phone, with what stands for a bar it has not."""
     missing = "not known" if math.isnan(entry.value) else number(entry.value)
-    text = shortened(entry.quantity, 2 * _LETTERS - 20)
+    unit = f", {entry.unit}" if with_unit and entry.unit else ""
+    text = shortened(entry.quantity, 2 * _LETTERS - 20 - len(unit)) + unit
     text += "" if known([_length(entry)]) else f": {missing}"
     return "<br>".join(safe(part) for part in textwrap.wrap(text, _LETTERS)[:2])
 

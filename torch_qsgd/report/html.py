@@ -225,9 +225,9 @@ def _cost(report: Report) -> Iterator[Section]:
         yield Section(
             "ledger",
             "Ledger: what a quantum computer would need",
-            "Lines of one unit share a logarithmic axis: a bar twice as long is far more than "
-            "twice as much. The table gives each line's formula and source, and whether it is "
-            "proven, numerical, assumes a known norm, our estimate, or measured.",
+            "On a logarithmic axis a bar twice as long is far more than twice as much. The table "
+            "has every line, with its formula and source, and whether it is proven, numerical, "
+            "assumes a known norm, our estimate, or measured.",
             figures_ledger.bars(ledger),
             [tables_window.ledger(ledger)]
             + ([tables.named("window", "The window", given)] if given else []),

@@ -69,7 +69,8 @@ def plot_ledger(ledger: Ledger, path: str | Path | None = None, *, title: str = 
     finite = [e.value for _, e in rows if e.value > 0 and math.isfinite(e.value)]
     low = min([*finite, 0.5])
     # Room for the longest bar's number, a fifth of the axis.
-    edge = max([*finite, 10.0]) ** 1.22 / low**0.22
+    largest = max([*finite, 10.0])
+    edge = 10 ** min(1.22 * math.log10(largest) - 0.22 * math.log10(low), 300.0)
     place, places, bold = 0.0, [], set[int]()
     previous = rows[0][0]
     for index, (group, entry) in enumerate(rows):
