@@ -116,10 +116,9 @@ def test_an_interrupted_run_is_said_to_be_incomplete(run: Path, tmp_path: Path):
 def test_an_audit_is_reported_with_its_verdicts(audit: Path, inner: str):
     outcome = make(str(audit / inner), columns=80)
     for assumption, verdict in small_report().verdicts.items():
-        assert re.search(rf"^│ {assumption} .*[✓✗?] {verdict} +│$", outcome.stdout, re.MULTILINE)
-    (row,) = re.findall(r"^│   growth +│(.*)│$", outcome.stdout, re.MULTILINE)
-    cells = [cell.strip() for cell in row.split("│")]
-    assert cells == ["3.25 ×", "≤ 2 ×", "✗ breaks"]
+        assert re.search(rf"^ +[✓✗?] +{assumption} +{verdict} *$", outcome.stdout, re.MULTILINE)
+    (row,) = re.findall(r"^ +(.) +growth +(.*)$", outcome.stdout, re.MULTILINE)
+    assert re.split(" {2,}", f"{row[0]}  {row[1].strip()}") == ["✗", "3.25 ×", "≤ 2"]
     assert max(map(len, outcome.stdout.splitlines()[:-3])) <= 80
     assert list(leaves(Report.load(audit / "report.json"))) == list(leaves(small_report()))
 

@@ -111,6 +111,12 @@ def audit_command(
     title = f"{model} on {data}, {weights}"
     common.say(console, f"{title}: {sum(p.numel() for p in network.parameters()):,} parameters")
     kept: list[AuditReport] = []
+
+    def keep(report: AuditReport) -> None:
+        """After each part, so that not even a crash loses what was measured."""
+        kept[:] = [report]
+        report.save(output / "audit.json")
+
     options = {name: given[name] for name in _audit_options(given)}
     try:
         with common.progress_bar(console) as bar:
@@ -125,7 +131,7 @@ def audit_command(
                 validation=images.validation,
                 title=title,
                 progress=progress,
-                on_part=lambda report: kept.__setitem__(slice(None), [report]),
+                on_part=keep,
                 **options,
             )
     except KeyboardInterrupt:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from torch_qsgd.report.content import Report
-from torch_qsgd.report.findings import Finding, Verdict
-from torch_qsgd.report.numbers import ranged, threshold, with_unit
+from torch_qsgd.report.findings import Verdict
+from torch_qsgd.report.numbers import number, with_unit
 
 #: A mark tells verdicts apart without colours too.
-_LOOKS: dict[Verdict, str] = {
-    "holds": "[green]✓ holds[/green]",
-    "breaks": "[red]✗ breaks[/red]",
-    "cannot tell": "[yellow]? cannot tell[/yellow]",
+_LOOKS: dict[Verdict, tuple[str, str]] = {
+    "holds": ("✓", "green"),
+    "breaks": ("✗", "red"),
+    "cannot tell": ("?", "yellow"),
 }
 
 
 def verdict_tables(report: Report) -> list[Table]:
-    """One table: a row a finding, under its assumption and that one's verdict.
+    """One table for 80 columns: a row a finding, under its assumption and that one's verdict.
 
     Args:
         report: of an audit.
@@ -32,27 +34,22 @@ def verdict_tables(report: Report) -> list[Table]:
     """
     if not report.findings:
         return []
-    table = Table(title="Verdicts", title_justify="left")
-    table.add_column("assumption", overflow="fold")
+    table = Table(title="Verdicts", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    table.add_column("assumption, and what was measured", overflow="fold")
     table.add_column("value", justify="right")
     table.add_column("holds where", justify="right")
-    table.add_column("verdict", no_wrap=True)
     for assumption, verdict in report.verdicts.items():
-        table.add_row(f"[bold]{escape(assumption)}[/bold]", "", "", _LOOKS[verdict])
+        mark, colour = _LOOKS[verdict]
+        table.add_row(
+            Text(mark, colour), Text(assumption, "bold"), Text(verdict, f"bold {colour}"), ""
+        )
         for found in report.of(assumption):
-            table.add_row(
-                f"  {escape(found.quantity)}",
-                escape(_value(found)),
-                escape(threshold(found)),
-                _LOOKS[found.verdict],
-            )
+            mark, colour = _LOOKS[found.verdict]
+            limit = f"{found.relation} {number(found.threshold)}"
+            value = with_unit(found.value, found.unit)
+            table.add_row(Text(mark, colour), f"  {escape(found.quantity)}", value, limit)
         table.add_section()
-    table.caption = "Thresholds are our definition; sentences to each finding: in the report."
+    table.caption = "Thresholds are our definition; ranges and a sentence each: in the report."
     table.caption_justify = "left"
     return [table]
-
-
-def _value(found: Finding) -> str:
-    """With the range where it is why there is no verdict."""
-    unclear = found.verdict == "cannot tell" and found.low is not None
-    return ranged(found) if unclear else with_unit(found.value, found.unit)
