@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from torch_qsgd.audit import audit
+from torch_qsgd import audit
 from torch_qsgd.cli.common import progress_bar, say
 from torch_qsgd.cli.verdict_table import verdict_tables
 from torch_qsgd.training import Batch, History, LossFunction, train

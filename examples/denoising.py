@@ -5,7 +5,7 @@ scikit-learn holds, and is tested on a part of each that it has not seen. It is 
 momentum; the audit then measures which of the quantum algorithm's assumptions hold for it.
 
     python examples/denoising.py                a minute and a half
-    python examples/denoising.py --quick        half a minute: fewer measurements
+    python examples/denoising.py --quick        three quarters of a minute: fewer measurements
     python examples/denoising.py --output DIR   where the report goes
 """
 
@@ -180,6 +180,7 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Of weights, batches and probes.")] = 0,
 ) -> None:
     """Train a U-Net to remove noise from photographs, then audit it."""
+    torch.set_num_threads(1)  # the network is small: on a busy machine more threads only wait
     console = Console()
     seen, unseen = load_photographs()
     model = build_model(seed)

@@ -4,7 +4,7 @@ A decoder-only transformer of 69,000 weights learns to tell the next character o
 descriptions of its datasets, 43,000 characters of English with some tables. It is trained by SGD
 with momentum; the audit then measures which of the quantum algorithm's assumptions hold for it.
 
-    python examples/language_model.py                a minute and a half
+    python examples/language_model.py                a minute
     python examples/language_model.py --quick        half a minute: fewer measurements
     python examples/language_model.py --output DIR   where the report goes
 """
@@ -192,6 +192,7 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Of weights, batches and probes.")] = 0,
 ) -> None:
     """Train a character transformer on English text, then audit it."""
+    torch.set_num_threads(1)  # the network is small: on a busy machine more threads only wait
     console = Console()
     text = load_text()
     model = build_model(len(text.characters), seed)

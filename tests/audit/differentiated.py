@@ -29,8 +29,15 @@ def supported(modes: dict[str, DerivativeMode]) -> set[str]:
 
 
 def network(*middle: nn.Module, width: int = 16) -> nn.Module:
-    layers = [nn.Linear(4, width), *middle, nn.Linear(width, 3)]
-    return seeded(lambda: nn.Sequential(*copy.deepcopy(layers))).double()
+    def build() -> nn.Module:
+        layers = [nn.Linear(4, width), *copy.deepcopy(middle), nn.Linear(width, 3)]
+        model = nn.Sequential(*layers).double()
+        for part in model.modules():
+            if hasattr(part, "reset_parameters"):
+                part.reset_parameters()  # those given were drawn without the seed
+        return model
+
+    return seeded(build)
 
 
 # ---- Operations whose derivatives are not what they look like ----------------------------------

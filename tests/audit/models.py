@@ -29,7 +29,10 @@ def summed_squares(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def theorem_case(seed: int = 0) -> tuple[Chain, Batches]:
-    """A sparse, strongly convex quadratic loss, a tenth of whose weights are not zero."""
+    """A sparse, strongly convex quadratic loss, a tenth of whose weights are not zero.
+
+    Its batches are large, so that one classical step takes more than loading the weights does.
+    """
     generator = torch.Generator().manual_seed(seed)
     n = 400
     support = torch.randperm(n, generator=generator)[: n // 10]
@@ -38,10 +41,10 @@ def theorem_case(seed: int = 0) -> tuple[Chain, Batches]:
     goal[support] = -1 - torch.rand(n // 10, generator=generator, dtype=torch.float64)
     teacher = Chain(goal)
     batches = []
-    for _ in range(30):
-        x = 1 + 0.2 * torch.randn(32, n, generator=generator, dtype=torch.float64)
+    for _ in range(26):
+        x = 1 + 0.2 * torch.randn(2048, n, generator=generator, dtype=torch.float64)
         with torch.no_grad():
-            noise = 0.01 * torch.randn(32, n, generator=generator, dtype=torch.float64)
+            noise = 0.01 * torch.randn(2048, n, generator=generator, dtype=torch.float64)
             batches.append((x, teacher(x) + noise))
     return Chain(start), batches
 

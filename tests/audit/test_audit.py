@@ -67,7 +67,7 @@ def test_relu_at_a_large_rate_says_what_broke(stiff: AuditReport) -> None:
     assert verdicts["small learning rate"] == "breaks"
     of = {finding.quantity: finding for finding in stiff.findings}
     assert of["largest eigenvalue over the stability bound"].verdict == "breaks"
-    assert of["window error at order 1"].verdict == "breaks"
+    assert of["window error at order 2"].verdict == "breaks"
     assert not stiff.holds
 
 
@@ -213,3 +213,102 @@ def test_thresholds_decide() -> None:
         progress=False,
     )
     assert report.verdicts["sparse parameters"] == "breaks"
+
+
+def test_momentum_on_a_convex_loss_breaks_no_dynamics() -> None:
+    model, batches = theorem_case()
+    report = torch_qsgd.audit(
+        model,
+        summed_squares,
+        batches,
+        lr=0.02,
+        momentum=0.9,
+        window=10,
+        quick=True,
+        progress=False,
+    )
+    assert "breaks" not in [f.verdict for f in report.of("dissipative dynamics")]
+    assert "breaks" not in [f.verdict for f in report.of("small learning rate")]
+
+
+def test_a_tiny_rate_in_single_precision_breaks_nothing_by_rounding() -> None:
+    model, batches = rectified()
+    single = [(x.float(), y) for x, y in batches]
+    report = torch_qsgd.audit(
+        model.float(),
+        nn.functional.cross_entropy,
+        single,
+        lr=1e-6,
+        window=5,
+        quick=True,
+        progress=False,
+    )
+    assert "breaks" not in [f.verdict for f in report.of("small learning rate")]
+
+
+def test_few_rows_do_not_prove_a_hessian_sparse() -> None:
+    model, batches = theorem_case()
+    report = torch_qsgd.audit(
+        model, summed_squares, batches, lr=0.1, window=2, quick=True, rows=6, progress=False
+    )
+    assert report.verdicts["sparse model"] == "cannot tell"
+
+
+def test_a_network_that_pruning_cuts_is_not_called_sparse() -> None:
+    model, batches = rectified()
+    with torch.no_grad():
+        model[4].weight.mul_(1e-6)
+    report = torch_qsgd.audit(
+        model,
+        nn.functional.cross_entropy,
+        batches,
+        lr=0.05,
+        density=0.1,
+        window=3,
+        quick=True,
+        progress=False,
+    )
+    (empty,) = [f for f in report.findings if f.quantity == "tensors that pruning leaves empty"]
+    assert empty.value >= 1
+    assert report.verdicts["sparse parameters"] == "breaks"
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "message"),
+    [
+        (lambda outputs, y: (outputs**2).sum(1), "one number"),
+        (lambda outputs, y: nn.functional.cross_entropy(outputs.detach(), y), "detach"),
+        (lambda outputs, y: outputs.sum() * math.nan, "is nan"),
+        (lambda outputs, y: outputs["logits"], "inputs of shape .*IndexError|TypeError"),
+    ],
+)
+def test_a_loss_that_cannot_be_audited_is_refused_first(loss_fn, message: str) -> None:  # type: ignore[no-untyped-def]
+    model, batches = rectified()
+    with pytest.raises(ValueError, match=message):
+        torch_qsgd.audit(model, loss_fn, batches, lr=0.1, progress=False)
+
+
+def test_a_part_that_raises_leaves_the_others() -> None:
+    class Moody(nn.Sequential):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            Moody.calls += 1
+            if Moody.calls > 60:
+                raise KeyError("moody")
+            return super().forward(x)
+
+    layers, batches = rectified()
+    report = torch_qsgd.audit(
+        Moody(*layers),
+        nn.functional.cross_entropy,
+        batches,
+        lr=0.05,
+        window=30,
+        quick=True,
+        progress=False,
+    )
+    assert report.complete
+    assert report.pruning is not None
+    assert any("KeyError" in note for note in report.notes)
+    assert set(report.verdicts) == set(ASSUMPTIONS)

@@ -229,6 +229,13 @@ def test_growth_within_the_window_decides_the_regime() -> None:
     spectrum = spectrum_of_nodes([-0.5, 9.0])  # 1.05^t passes 10 at t = 47.2
     assert conditioning(spectrum, PLAIN, steps=47, order=1).regime == "T²"
     assert conditioning(spectrum, PLAIN, steps=48, order=1).regime == "exponential"
+    # At order N products of N modes grow, N times as fast.
+    assert conditioning(spectrum, PLAIN, steps=23, order=2).regime == "T²"
+    assert conditioning(spectrum, PLAIN, steps=24, order=2).regime == "exponential"
+
+
+def test_without_a_slope_the_regime_is_the_cautious_one() -> None:
+    assert conditioning(spectrum_of_nodes([9.0]), PLAIN, steps=1, order=1).regime == "T²"
 
 
 @pytest.mark.parametrize("dynamics", [PLAIN, HEAVY, NESTEROV], ids=["plain", "heavy", "nesterov"])

@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
+from torch.utils.checkpoint import checkpoint
 
 from tests.cases import classifier, image_batches, randn, regression, seeded
 from torch_qsgd import QuantumSGD
 from torch_qsgd.audit.kinks import PiecesError, recording_pieces
 from torch_qsgd.derivatives import higher_derivatives
+from torch_qsgd.derivatives.graph import _nodes
 from torch_qsgd.training import TrueSGD
 
 LABELS = torch.tensor([0, 2, 1, 1])
@@ -219,6 +221,51 @@ def test_a_branch_on_the_weights_is_a_choice_and_stays_the_one_it_was():
     assert pieces.kinks == ["gt", "relu"]
     with pieces.replayed():
         assert loss(torch.tensor([-1.0, -2.0], requires_grad=True)) == -3
+
+
+class Shown(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return 2 * slope
+
+
+def test_custom_functions_and_reentrant_checkpoints_are_named_as_they_hide_kinks():
+    x = randn(4).requires_grad_()
+    with recording_pieces() as pieces:
+        loss = (Shown.apply(Shown.apply(x)) + checkpoint(torch.relu, x, use_reentrant=True)).sum()
+    pieces.name_unseen(loss)
+    pieces.name_unseen(loss)
+    assert sorted(pieces.unfrozen) == [
+        "CheckpointFunction (an autograd.Function: kinks in it are not seen)",
+        "Shown (an autograd.Function: kinks in it are not seen)",
+    ]
+    with pytest.raises(PiecesError, match="Shown"), pieces.replayed():
+        pass
+
+
+def test_the_packages_own_functions_hide_nothing():
+    model, (inputs, labels) = classifier("batch"), image_batches(1)[0]
+    with higher_derivatives(), recording_pieces() as pieces:
+        loss = F.cross_entropy(model(inputs), labels)
+    assert any(
+        isinstance(node, torch.autograd.function.BackwardCFunction) for node in _nodes([loss])
+    )
+    pieces.name_unseen(loss)
+    assert pieces.unfrozen == []
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_scripted_code_is_named_from_its_second_call_on():
+    model, x = torch.jit.script(nn.Sequential(nn.Linear(2, 3), nn.ReLU())), randn(4, 2).float()
+    for expected in ([], ["scripted code (kinks in it are not seen)"]):
+        with recording_pieces() as pieces:
+            loss = model(x).sum()
+        pieces.name_unseen(loss)
+        assert pieces.unfrozen == expected
 
 
 def test_nothing_is_left_behind_by_an_error():

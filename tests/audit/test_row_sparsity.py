@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.cases import classifier, image_batches, randn, regression, seeded, tanh_network
-from torch_qsgd.audit.row_sparsity import mean_nonzeros, mean_of_sample, probe_rows
+from torch_qsgd.audit.row_sparsity import (
+    largest_row,
+    mean_nonzeros,
+    mean_of_sample,
+    probe_rows,
+    unseen_share,
+)
 from torch_qsgd.hessian import HessianOperator
 from torch_qsgd.report.measurements import RowSparsity
 
@@ -222,6 +228,52 @@ def test_a_matrix_of_zeros() -> None:
     assert (found.nonzeros, found.effective, found.largest) == ([0, 0, 0], [0, 0, 0], 0.0)
 
 
+# ---- What a sample cannot see, and what rounding hides -------------------------------------------
+
+
+def test_one_full_row_among_sparse_ones_is_not_ruled_out() -> None:
+    """An arrow: every row has two entries but the first, which has all."""
+    arrow = torch.eye(1000, dtype=torch.float64)
+    arrow[0] = arrow[:, 0] = 0.1
+    found = probe_rows(Matrix(arrow), rows=16)
+    assert mean_nonzeros(found) == (2.0, 0.0)  # of which the mean knows nothing
+    assert largest_row(found) == 2
+    assert unseen_share(found) > 1 / 1000
+    every = probe_rows(Matrix(arrow), rows=1000)
+    assert (largest_row(every), unseen_share(every)) == (1000, 0.0)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 59])
+def test_a_larger_share_of_longer_rows_would_be_missed_less_than_once_in_twenty(rows: int) -> None:
+    share = unseen_share(RowSparsity(10**9, rows, [1] * rows, [1] * rows, 1e-6, 1.0, [0] * rows))
+    generator = np.random.default_rng(rows)
+    missed = (generator.random((20_000, rows)) >= share).all(1).mean()
+    assert missed == pytest.approx(0.05, abs=0.006)
+    assert share < 3 / rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_entries_below_the_cutoff_are_reported_as_unresolved(dtype: torch.dtype) -> None:
+    dense = torch.ones(1000, 1000, dtype=dtype) + 1e6 * torch.eye(1000, dtype=dtype)
+    dense[3, 5:9] = dense[5:9, 3] = 0.0
+    found = probe_rows(Matrix(dense), rows=1000)
+    full = [a + b for a, b in zip(found.nonzeros, found.unresolved, strict=True)]
+    assert sorted(full) == [996, *[999] * 4, *[1000] * 995]
+    counted = {torch.float32: [1] * 1000, torch.float64: full}[dtype]
+    assert found.nonzeros == counted
+
+
+def test_all_of_a_row_of_rounding_is_unresolved() -> None:
+    model, (x, y) = classifier("batch").float(), image_batches(1)[0]
+    operator = HessianOperator(model, F.cross_entropy, (x.float(), y))
+    H = operator @ torch.eye(operator.dimension)
+    biases = operator.flatten({"0.bias": torch.ones(4)}).bool()
+    found = probe_rows(Matrix(H), rows=len(H))
+    rounding = [u for k, u in zip(found.nonzeros, found.unresolved, strict=True) if k == 0]
+    assert sorted(rounding) == sorted((H[:, biases] != 0).sum(0).tolist())
+    assert min(rounding) > 0
+
+
 # ---- The mean ----------------------------------------------------------------------------------
 
 
@@ -240,7 +292,10 @@ def test_the_whole_population_has_no_error() -> None:
     assert mean_of_sample([3.0, 8.0], 2) == (5.5, 0.0)
     assert mean_of_sample([3.0], 1) == (3.0, 0.0)
     assert mean_of_sample([3.0], 2) == (3.0, math.inf)
-    assert mean_nonzeros(RowSparsity(4, 2, [1, 3], [1, 1], 1e-6, 1.0)) == (2.0, math.sqrt(0.5))
+    assert mean_nonzeros(RowSparsity(4, 2, [1, 3], [1, 1], 1e-6, 1.0, [0, 0])) == (
+        2.0,
+        math.sqrt(0.5),
+    )
 
 
 def test_bad_input_is_refused() -> None:

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.audit.test_truncation import HELD_OUT, measured, opened, plain_sgd, relu_network
-from tests.cases import Batches, masked_sgd, regression, seeded, tanh_network, vector
+from tests.cases import (
+    Batches,
+    classifier,
+    image_batches,
+    masked_sgd,
+    regression,
+    seeded,
+    tanh_network,
+    vector,
+)
 from torch_qsgd import QuantumSGD
 from torch_qsgd.audit.truncation import measure_truncation
 from torch_qsgd.derivatives import checkpoint_contexts
@@ -199,6 +208,47 @@ def test_a_floor_that_cannot_be_measured_is_none_with_a_reason_and_the_errors_st
     assert re.search(unheld, found.unfrozen[0])
     assert found.steps == len(found.orders[1].errors) == 4
     assert found.smooth_degree == 0
+
+
+class Hidden(torch.autograd.Function):
+    """A ReLU that no function of PyTorch's shows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return slope * (ctx.saved_tensors[0] > 0)
+
+
+class Hiding(Median):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(Hidden.apply(self.inner(x)))
+
+
+class LateHiding(Median):
+    """Shows what it does on small batches only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        return self.outer(Hidden.apply(y) if len(x) > 8 else torch.tanh(y))
+
+
+@pytest.mark.parametrize("kind", [Hiding, LateHiding])
+def test_kinks_that_cannot_be_seen_are_no_floor_of_zero(kind: Callable[[], nn.Module]):
+    data = [*regression(2), *regression(2, batch=12)]
+    found, _ = measured(seeded(kind).double(), data, 4, density=1.0, cubic_iterations=1)
+    assert found.floor is None
+    assert found.unfrozen == ["Hidden (an autograd.Function: kinks in it are not seen)"]
+    assert found.smooth_degree == 0
+
+
+def test_the_packages_own_functions_are_seen_through():
+    data = image_batches(2)
+    found, _ = measured(classifier("batch"), data, 2, data, F.cross_entropy)
+    assert (found.floor, found.unfrozen) == ([0.0, 0.0], [])
 
 
 # ---- Arguments -----------------------------------------------------------------------------------

@@ -187,14 +187,14 @@ def _truncation() -> Truncation:
     floor = [2e-4 * (t / 100) ** 0.5 for t in times]
     grams = [[[1.0, 0.1], [0.1, 0.2]]] * 101
     return Truncation(
-        100, orders, floor, ["relu", "max_pool2d"], [], 0.497, 0.4101, grams, 0.02, 0.3, 0
+        100, orders, floor, ["relu", "max_pool2d"], [], 0.497, 0.4101, grams, 0.02, 0.3, 0, 3e-6
     )
 
 
 def _rows() -> RowSparsity:
     nonzeros = [831_000 + 1500 * ((7 * i) % 24) for i in range(24)]
     effective = [2_000 + 900 * ((5 * i) % 24) for i in range(24)]
-    return RowSparsity(1_117_396, 24, nonzeros, effective, 1e-7, 3.2)
+    return RowSparsity(1_117_396, 24, nonzeros, effective, 1e-7, 3.2, [40] * 24)
 
 
 def _conditioning() -> Conditioning:
@@ -203,8 +203,9 @@ def _conditioning() -> Conditioning:
     largest = [2 - 0.5 / t for t in steps]
     kappa = [a / b for a, b in zip(largest, smallest, strict=True)]
     return Conditioning(
-        steps, largest, smallest, kappa, [1.3 * k for k in kappa], 2, 0.97, 0.012, "T²"
-    )
+        steps, largest, smallest, kappa, [1.3 * k for k in kappa], 2, 0.97, 0.012, "T²",
+        [2.1] * 8, [2.5 * (t + 1) for t in steps],
+    )  # fmt: skip
 
 
 def _transfer() -> Transfer:

@@ -279,7 +279,10 @@ def test_the_kink_floor_is_drawn_and_named() -> None:
     assert len(smooth.data) == 3
     assert "floor is zero" in smooth.caption
     unknown = figures_window.truncation(replace(found, floor=None, unfrozen=["sort"]))
-    assert "could not be measured: sort cannot be held" in unknown.caption
+    assert "could not be measured, for these cannot be held" in unknown.caption
+    assert "pieces: sort." in unknown.caption
+    assert "About 3×10⁻⁶ at the end" in figure.caption
+    assert "precision" not in figures_window.truncation(replace(found, rounding=math.nan)).caption
 
 
 def test_the_fitted_line_has_the_fitted_exponent() -> None:

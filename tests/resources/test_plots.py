@@ -56,10 +56,10 @@ def test_bars_are_the_ledger_s_lines() -> None:
     expected = {
         "shortcut, ‖x‖ unknown (proven)": "queries_shortcut",
         "shortcut, ‖x‖ known (assumed)": "queries_shortcut_known_norm",
-        "HHL, sine clock (numerical)": "queries_hhl_sine",
+        "HHL, sine clock, e^{iMt} (numerical)": "queries_hhl_sine",
         "copies to read the displacement": "copies",
         "runs a copy": "runs",
-        "queries a run": "queries_shortcut",
+        "queries a run": "queries_shortcut_known_norm",
         "a query, QROAM": "query_qroam",
         "in all, QROAM": "total_qroam",
         "in all, QRAM (assumed)": "total_qram",
@@ -69,7 +69,7 @@ def test_bars_are_the_ledger_s_lines() -> None:
     for label, key in expected.items():
         assert drawn[label] == pytest.approx(found[key])
     assert len(drawn) == 10 + 5 + 4 + 2
-    assert bold(figure) == {"shortcut, ‖x‖ unknown (proven)", "copies to read the displacement"}
+    assert bold(figure) == {"shortcut, ‖x‖ known (assumed)", "copies to read the displacement"}
 
 
 def test_solvers_are_sorted_by_queries() -> None:
@@ -116,6 +116,7 @@ def test_panels_hold_the_curves() -> None:
     curves = [scaling(WINDOW, over) for over in ("active", "steps", "density")]
     figure = plot_scaling(curves, title="growth")
     rendered(figure)
+    assert figure.axes[0].get_ylabel() == "T gates, or FLOPs, for one window"
     assert len(figure.axes) == 3
     for axes, curve in zip(figure.axes, curves, strict=True):
         drawn = lines(axes)
@@ -156,6 +157,7 @@ def test_infinite_values_are_hatched_and_unknown_ones_left_out() -> None:
     (span,) = axes.patches
     assert (span.get_x(), span.get_x() + span.get_width()) == (100, 10**5)
     assert "classical FLOPs" not in lines(axes)
+    assert axes.get_ylabel() == "T gates for one window"
 
 
 def test_curves_without_any_end() -> None:

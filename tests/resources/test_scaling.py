@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from torch_qsgd.resources import ScalingCurve, WindowSize, crossing, ledger, scaling
+from torch_qsgd.resources import SOLVER, ScalingCurve, WindowSize, crossing, ledger, scaling
 
 BASE = WindowSize(10**6, 10**5, steps=20, order=2, batch_size=32)
 
 
-def check(curve: ScalingCurve, windows: list[WindowSize], solver: str = "shortcut") -> None:
+def check(curve: ScalingCurve, windows: list[WindowSize], solver: str = SOLVER) -> None:
     found = [ledger(window, solver) for window in windows]
     assert curve.t_gates == pytest.approx([one["total_qroam"] for one in found])
     assert curve.t_gates_qram == pytest.approx([one["total_qram"] for one in found])
@@ -58,6 +58,18 @@ def test_a_given_kappa_grows_by_its_regime(regime: str, kappa: float) -> None:
     base = replace(BASE, kappa=30.0)
     curve = scaling(base, "steps", [60], regime=regime)
     check(curve, [replace(base, steps=60, kappa=kappa)])
+
+
+def test_kappa_and_norm_are_those_measured_at_each_t() -> None:
+    base = replace(BASE, kappa=30.0, row_nonzeros=9.0)
+    curve = scaling(base, "steps", [1, 60], system_of=lambda steps: (0.5 * steps, 1 + 0.1 * steps))
+    check(
+        curve,
+        [
+            replace(base, steps=1, kappa=math.nextafter(1, 2), norm=1.1),
+            replace(base, steps=60, kappa=30.0, norm=7.0),
+        ],
+    )
 
 
 def test_odds_and_batches_follow_t() -> None:

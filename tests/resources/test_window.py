@@ -10,6 +10,7 @@ import pytest
 
 from torch_qsgd.carleman.explicit import CarlemanSystem
 from torch_qsgd.carleman.polynomial import PolynomialMap
+from torch_qsgd.readout import post_selection
 from torch_qsgd.resources import WindowSize, ledger
 
 STEPS = 8
@@ -98,6 +99,37 @@ def test_qubits_hold_the_explicit_system(order: int) -> None:
     assert qubits <= math.log2(explicit.size) + 2 + order
 
 
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize(("steps", "idle"), [(1, 0), (8, 3), (5000, 70)])
+def test_odds_by_default_are_those_of_a_straight_line(order: int, steps: int, idle: int) -> None:
+    grams = np.zeros((steps + 1, order, order))
+    grams[:, 0, 0] = (np.arange(steps + 1) / steps) ** 2  # u(t) = (t/T) u, ‖u‖ = 1
+    odds = post_selection(grams, rescaling=1.0, idle=idle)
+    window = size(order=order, steps=steps, idle=idle)
+    assert window.final == pytest.approx(odds.final, rel=1e-6)
+    assert window.level_one == pytest.approx(odds.level_one, rel=1e-9)
+    assert size(order=order, level_one_probability=0.5).level_one == 0.5
+
+
+@pytest.mark.parametrize(("order", "kappa"), [(1, 160), (2, 202.3), (3, 262)])
+def test_two_t_is_no_bound_with_a_gradient(order: int, kappa: float) -> None:
+    """λ = 0 and u in units of its length: the constant alone takes ‖A‖ over 1."""
+    flat = PolynomialMap([0.01], np.eye(1), None)
+    explicit = CarlemanSystem(flat, 100, order=order, closure="homogeneous")
+    assert explicit.condition_number == pytest.approx(kappa, rel=0.005)
+    estimate = size(steps=100, order=order).condition_number
+    assert explicit.condition_number / 1.8 < estimate == 202
+
+
+def test_a_kappa_that_no_homogeneous_form_has_is_said() -> None:
+    window = size(kappa=2.0)
+    assert window.reach == pytest.approx(3)
+    (line,) = (e for e in ledger(window, "qsvt-relative").entries if e.key == "success_solver")
+    assert "r is taken as 1" in line.formula
+    (line,) = (e for e in ledger(size(), "qsvt-relative").entries if e.key == "success_solver")
+    assert "r is taken as 1" not in line.formula
+
+
 # ---- Numbers -------------------------------------------------------------------------------------
 
 
@@ -105,8 +137,6 @@ def test_defaults() -> None:
     window = size()
     assert window.relative_subnormalization == 1
     assert window.encoded_condition_number == window.condition_number == 2 * (STEPS + 1)
-    assert window.final == 1 / (STEPS + 1)
-    assert size(idle=STEPS).final == (STEPS + 1) / (2 * STEPS + 1)
     assert (window.entries, window.word) == (3, 16)
     assert math.isnan(window.classical_flops)
 
@@ -155,6 +185,7 @@ NO_NUMBERS: list[Any] = [math.nan, -1, "a", True, 1j, [1.0]]
         "row_nonzeros",
         "largest_entry",
         "largest_change",
+        "change_norm",
         "final_probability",
         "level_one_probability",
         "solver_error",
@@ -192,6 +223,12 @@ def test_edges_are_refused(name: str, bad: Any) -> None:
         size(**{name: bad})
 
 
+@pytest.mark.parametrize("bad", [{"kapa": "x"}, {"kappa": 3}, "a"], ids=repr)
+def test_origins_are_checked(bad: Any) -> None:
+    with pytest.raises(ValueError, match="origin must be a mapping"):
+        size(origin=bad)
+
+
 @pytest.mark.parametrize("bad", [{"qubits": 3}, 5, "a", {"physical_qubits": -1}], ids=repr)
 def test_a_physical_estimate_is_checked(bad: Any) -> None:
     with pytest.raises(ValueError, match=r"physical.* must be a"):
@@ -199,7 +236,7 @@ def test_a_physical_estimate_is_checked(bad: Any) -> None:
 
 
 def test_what_is_allowed_is_said() -> None:
-    with pytest.raises(ValueError, match="inf where there is no inverse, or None for the bound"):
+    with pytest.raises(ValueError, match="inf where there is no inverse, or None for 2"):
         size(kappa=0.5)
     with pytest.raises(ValueError, match=r"at most active \+ 1 = 4"):
         size(row_nonzeros=5)

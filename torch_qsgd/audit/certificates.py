@@ -1,11 +1,12 @@
-r"""Whether the truncation error of a real network's window can be proven small.
+r"""What can be proven of the truncation error of a real network's window.
 
-The bound of :func:`torch_qsgd.carleman.certificate` needs the norms of the update map only:
-:math:`\|G_0\| = \eta \max_t \|g_t\|`, measured; :math:`\|G_1\| = \max |1 - \eta\lambda|`, from both
-ends of the spectrum and their residual bounds; :math:`\|G_2\| = \frac{\eta}{2} \|\nabla^3 L\|`, of
-which a power iteration gives a lower bound. So where these norms allow no certificate, none
-exists; where they do, it is a proof only if the loss is a polynomial of degree 2, for then
-:math:`G_2 = 0`.
+The bounds of :mod:`torch_qsgd.carleman.bounds` need the norms of the update map only:
+:math:`\|G_0\| = \max_t \|\eta g_t\|`, measured; :math:`\|G_1\| = \max |1 - \eta\lambda|`, from
+both ends of the spectrum and their residual bounds, on the spectrum's batches;
+:math:`\|G_2\| = \frac{\eta}{2} \|\nabla^3 L\|`, of which a power iteration gives a lower bound.
+They prove something where the loss is a polynomial of degree 2, for then :math:`G_2 = 0` and
+nothing is left out. Elsewhere they say how large a bound would be at least; and that a bound is
+large, or a certificate missing, refutes nothing, for both are sufficient only.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ import math
 
 from torch_qsgd.audit.plan import Plan
 from torch_qsgd.audit.thresholds import Thresholds
-from torch_qsgd.carleman import Certificate, NoCertificate, PolynomialMap, certificate
+from torch_qsgd.carleman import (
+    Certificate,
+    NoCertificate,
+    PolynomialMap,
+    certificate,
+    homogeneous_bound,
+)
 from torch_qsgd.report.content import Report
 from torch_qsgd.report.findings import Finding, Verdict
 from torch_qsgd.report.numbers import number
@@ -54,7 +61,7 @@ def window_certificate(
 
 
 def certified(report: Report, plan: Plan, limits: Thresholds) -> Finding:
-    """The bound at the audit's order, relative to the window's displacement."""
+    """The bound at the audit's order, of the homogeneous form, relative to the displacement."""
     norms, found = map_norms(report), report.truncation
 
     def finding(value: float, verdict: Verdict, sentence: str) -> Finding:
@@ -64,30 +71,34 @@ def certified(report: Report, plan: Plan, limits: Thresholds) -> Finding:
         why = "The norms of the update map were not measured."
         return finding(math.nan, "cannot tell", why)
     if plan.momentum:
-        why = "The certificate is of steps without momentum."
+        why = "The bound is of steps without momentum."
         return finding(math.nan, "cannot tell", why)
-    proof = window_certificate(norms, plan.window, plan.order)
+    forcing, linear, quadratic = norms
+    step = PolynomialMap([forcing], [[linear]], [[quadratic]])
+    moved = math.sqrt(max(sum(map(sum, found.grams[-1])), 0.0)) if found.grams else 0.0
+    bound = homogeneous_bound(step, plan.window, plan.order)
+    value = bound / moved if moved else math.inf
     listed = ", ".join(
         f"‖G_{q}‖ {relation} {number(norm)}"
-        for q, (relation, norm) in enumerate(zip("=≤≥", norms, strict=True))
+        for q, (relation, norm) in enumerate(zip("=≈≥", norms, strict=True))
     )
-    if isinstance(proof, NoCertificate):
-        reason = proof.reason[0].upper() + proof.reason[1:]
-        return finding(math.inf, "breaks", f"{reason.rstrip('.')} ({listed}).")
-    moved = math.sqrt(max(sum(map(sum, found.grams[-1])), 0.0)) if found.grams else 0.0
-    bound = proof.bound(plan.order)
-    value = bound / moved if moved else math.inf
+    proof = window_certificate(norms, plan.window, plan.order)
+    closure = (
+        f"the standard closure's certificate has q = {number(proof.q)}, ρ = {number(proof.rho)}"
+        if proof
+        else f"the standard closure has {proof}"
+    )
     if found.kinks or found.smooth_degree != 2:
         why = "the loss has kinks" if found.kinks else "the loss is no quadratic polynomial"
         return finding(
             value,
             "cannot tell",
-            f"With {listed} a bound would exist, but {why}: higher terms are left out of it.",
+            f"No proof, for {why}; with {listed} a bound would be at least this, and "
+            f"{closure.rstrip('.')}.",
         )
-    verdict: Verdict = "holds" if value <= limits.window_error else "breaks"
+    verdict: Verdict = "holds" if value <= limits.window_error else "cannot tell"
     return finding(
         value,
         verdict,
-        f"Relative to ‖u‖, by the weighted norm of γ = {number(proof.gamma)} with q = "
-        f"{number(proof.q)} and ρ = {number(proof.rho)} ({listed}).",
+        f"The loss is quadratic, so that each batch's map is affine; with {listed}, {closure}.",
     )

@@ -16,7 +16,8 @@ which bisection finds each to a relative precision, however small it is [Demmel1
 
 *At order N* in the standard closure, block j of the diagonal has the products of j multipliers.
 The largest is \|m\|^j. Without forcing, ℒ is block-triangular, and its κ at least that of its
-diagonal blocks; the couplings, of the size of G_0 and G_2, are left out.
+diagonal blocks; the couplings, of the size of G_0 and G_2, are left out. The homogeneous form has
+other blocks: :mod:`torch_qsgd.audit.homogeneous` estimates its κ.
 
 *With momentum* the state is (u, ηv), each multiplier becomes the matrix
 
@@ -42,16 +43,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eig_banded, eigh_tridiagonal
 
+from torch_qsgd.audit.homogeneous import homogeneous_ends
 from torch_qsgd.checks import require_integer
 from torch_qsgd.hessian.dynamics import Dynamics
 from torch_qsgd.hessian.spectrum import Spectrum
-from torch_qsgd.report.measurements import Conditioning
+from torch_qsgd.report.measurements import Conditioning, Truncation
 
 Array = NDArray[np.float64]
 
 #: Values of T, at most.
 _GRID = 12
-#: A mode that a window amplifies by more than this makes its regime exponential.
+#: Modes whose product a window amplifies by more than this make its regime exponential.
 _NOTICEABLE = 10.0
 #: Slope of log κ above which κ is said to grow as T: halfway between saturated and proportional.
 _GROWING = 0.5
@@ -65,7 +67,13 @@ _HUGE = 1e150
 
 
 def conditioning(
-    spectrum: Spectrum, dynamics: Dynamics, *, steps: int, order: int, idle: int = 0
+    spectrum: Spectrum,
+    dynamics: Dynamics,
+    *,
+    steps: int,
+    order: int,
+    idle: int = 0,
+    truncation: Truncation | None = None,
 ) -> Conditioning:
     """σ_max, σ_min and κ of a window's system over the number of its steps.
 
@@ -77,14 +85,17 @@ def conditioning(
         steps: T, the longest window, at least 1.
         order: N of ``kappa_order``, at least 1.
         idle: p, steps that repeat the final state, at least 0.
+        truncation: the window as measured: its ‖G_0‖ and ‖u(t)‖ enter the homogeneous form's κ.
 
     Returns:
         Singular values at order 1 and κ of the diagonal blocks at order N, for about twelve T in
         equal ratios up to ``steps``; the slope of log κ against log T over the upper half of them
-        by least squares, with its standard error; and the regime. It is ``"exponential"`` where
-        the window amplifies a mode more than tenfold, else ``"T²"`` where the slope is at least
-        0.5, else ``"T"``. κ is infinite beyond float64's range. The slope is infinite where κ is,
-        and NaN where there are fewer than two T; its error is infinite for two.
+        by least squares, with its standard error; the regime; and σ_max and κ of the homogeneous
+        form at order N, estimated. The regime is ``"exponential"`` where the window amplifies a
+        product of N modes more than tenfold, else ``"T"`` where the slope is below 0.5, else, and
+        where no slope is known, ``"T²"``. κ is infinite beyond float64's range. The slope is
+        infinite where κ is, and NaN where there are fewer than two T; its error is infinite for
+        two.
 
     Raises:
         ValueError: for an argument outside what is allowed.
@@ -119,11 +130,15 @@ def conditioning(
     exponent, error = _slope(grid[half:], kappa[half:])
     with np.errstate(over="ignore"):
         growth = float(dynamics.multipliers(nodes).max())
-    amplified = steps * math.log(growth) if growth > 0 else -math.inf
+    amplified = order * steps * math.log(growth) if growth > 0 else -math.inf
     if amplified > math.log(_NOTICEABLE):
         regime = "exponential"
     else:
-        regime = "T²" if exponent >= _GROWING else "T"
+        regime = "T" if exponent < _GROWING else "T²"  # a slope of NaN is not below
+    homogeneous = [
+        homogeneous_ends(spectrum, dynamics, T, order, idle=idle, truncation=truncation)
+        for T in grid
+    ]
     return Conditioning(
         steps=grid,
         largest=[largest for (largest, _), _ in ends],
@@ -134,6 +149,8 @@ def conditioning(
         exponent=exponent,
         exponent_error=error,
         regime=regime,
+        largest_homogeneous=[largest for largest, _ in homogeneous],
+        kappa_homogeneous=[_ratio(*found) for found in homogeneous],
     )
 
 

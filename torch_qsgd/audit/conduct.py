@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch_qsgd.audit.batches import AuditBatches, split_batches
 from torch_qsgd.audit.conditioning import conditioning
 from torch_qsgd.audit.costs import audited_ledger
 from torch_qsgd.audit.layer_pruning import measure_pruning
+from torch_qsgd.audit.loss_check import require_scalar_loss
 from torch_qsgd.audit.modes import derivative_modes
 from torch_qsgd.audit.plan import Plan
 from torch_qsgd.audit.progress import Progress, shown
@@ -36,8 +37,10 @@ from torch_qsgd.resources.classical import step_cost
 from torch_qsgd.surroundings import surroundings
 from torch_qsgd.training import History, LossFunction
 
-#: What a part may fail with, and the audit go on without it.
-_FAILURES = (DivergenceError, GraphError, SizeError, torch.OutOfMemoryError, ValueError)
+#: Failures whose message says all; of others, which may be the model's own, the kind is said too.
+_OURS = (DivergenceError, GraphError, SizeError, ValueError)
+#: The run's windows end early once ‖c_N‖/‖c_1‖ passes it, as those of ``torch-qsgd train`` do.
+RUN_TOLERANCE = 0.5
 
 
 class Conduct:
@@ -67,6 +70,7 @@ class Conduct:
         self._operator: HessianOperator | None = None
         self.parts: dict[str, Callable[[Tick], None]] = {
             "pruning": self._pruning,
+            "classical cost": self._classical,
             "derivatives": self._derivatives,
             "Hessian rows": self._rows,
             "training run": self._run,
@@ -115,12 +119,13 @@ class Conduct:
                 warnings.simplefilter("always")
                 torch.manual_seed(self._plan.seed)
                 self.parts[part](tick)
-        except _FAILURES as error:
-            said.append(f"{part} could not be measured: {error}")
+        except Exception as error:  # whatever a user's model raises; other parts may succeed
+            kind = "" if isinstance(error, _OURS) else f"{type(error).__name__}: "
+            said.append(f"{part} could not be measured: {kind}{error}")
         finally:
             # Of these, only what is said about the model: no library's word on its own future.
             ours = [w for w in caught if issubclass(w.category, (UserWarning, RuntimeWarning))]
-            said = [*(f"{part}: {warning.message}" for warning in ours), *said]
+            said = [*(f"{warning.message}" for warning in ours), *said]
             notes = self.report.notes
             for note in (" ".join(text.split()) for text in said):
                 notes += [note] if note not in notes else []
@@ -130,15 +135,18 @@ class Conduct:
     # ---- The parts -------------------------------------------------------------------------------
 
     def _pruning(self, tick: Tick) -> None:
-        self._optimizer.upload(*self._batches.spectrum[0])
-        facts = self.report.facts
-        facts["active weights"] = self._optimizer.active
-        cost = step_cost(self._model, self._loss_fn, self._batches.steps[0])
-        facts["classical operations"] = float(cost.operations) * self._plan.window
-        facts["classical bytes moved"] = float(cost.bytes_moved) * self._plan.window
+        # The training run's first upload sees the same batch, for methods that look at one.
+        self._optimizer.upload(*self._batches.steps[0])
+        self.report.facts["active weights"] = self._optimizer.active
         self.report.pruning = measure_pruning(
             self._dense, self._model, self._masks, self._loss_fn, self._batches.held_out, tick=tick
         )
+
+    def _classical(self, tick: Tick) -> None:
+        cost = step_cost(self._model, self._loss_fn, self._batches.steps[0])
+        facts, steps = self.report.facts, self._plan.window
+        facts["classical operations"] = float(cost.operations) * steps
+        facts["classical bytes moved"] = float(cost.bytes_moved) * steps
 
     def _derivatives(self, tick: Tick) -> None:
         self.report.modes = derivative_modes(
@@ -163,7 +171,7 @@ class Conduct:
         model = copy.deepcopy(self._dense)
         optimizer = self._new_optimizer(model, plan.window)
         if plan.order > 1:
-            optimizer.param_groups[0]["tolerance"] = 0.5
+            optimizer.param_groups[0]["tolerance"] = RUN_TOLERANCE
         monitor = watching_monitor(
             model, self._loss_fn, self._batches.spectrum, plan.lanczos_steps, plan.probes
         )
@@ -198,7 +206,7 @@ class Conduct:
         if found is None or found.steps < self._plan.window:
             raise ValueError("the window it would read has not been taken to its end")
         target = self._plan.readout_error
-        self.report.transfer = measure_transfer(
+        transfer = measure_transfer(
             self._model,
             self._optimizer,
             self._loss_fn,
@@ -208,6 +216,8 @@ class Conduct:
             generator=self._generator(),
             tick=tick,
         )
+        # The window's own change is from the anchor with its running statistics.
+        self.report.transfer = replace(transfer, loss_before=found.loss_anchor)
 
     def _conditioning(self, tick: Tick) -> None:
         monitor = self.report.monitor
@@ -277,8 +287,8 @@ def audit(
         windows: of the training run; 3, with ``quick`` 2.
         lanczos_steps, probes: of each spectrum; 40 and 2, with ``quick`` 15 and 2.
         spectrum_batches: batches of the loss whose Hessian is looked at; 2, with ``quick`` 1.
-        held_out_samples: to evaluate on, in whole batches; 1024, with ``quick`` 256.
-        rows: of the Hessian to probe; 16, with ``quick`` 6.
+        held_out_samples: to evaluate on, in whole batches; 1024, with ``quick`` 128.
+        rows: of the Hessian to probe; 60, with ``quick`` 6, which cannot show it sparse.
         cubic_iterations: of the power iteration for the third derivative's norm, 10 gradients
             each; 10, with ``quick`` 3; 0 leaves it out, and with it the certificate.
         solver_error: ε of the history state, for the ledger's queries.
@@ -297,7 +307,8 @@ def audit(
         for HTML, Markdown and JSON. A part that fails leaves a note that says why.
 
     Raises:
-        ValueError, TypeError: for an argument outside what is allowed.
+        ValueError, TypeError: for an argument outside what is allowed; for a model and loss that
+            fail on the first batch, or give no finite number that depends on the weights.
 
     Cost: about 3.5 T gradients a window at order 1 and 10 T at order 2, for each window of the
     run and for the one that is measured; two gradients for each of the spectra's products; the
@@ -321,9 +332,12 @@ def audit(
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("the model has no trainable parameter: there is nothing to audit")
+    if thresholds is not None and not isinstance(thresholds, Thresholds):
+        raise TypeError(f"thresholds must be a Thresholds, got {type(thresholds).__name__}")
     batches = split_batches(data, validation, plan, parameters[0].device)
+    require_scalar_loss(model, loss_fn, batches.steps[0])
     report = AuditReport(title=title or type(model).__name__, kind="audit")
-    report.settings = asdict(plan)
+    report.settings = {**asdict(plan), "tolerance of the run": RUN_TOLERANCE}
     report.notes = batches.notes
     report.facts = {
         "parameters": sum(p.numel() for p in parameters),

@@ -9,7 +9,8 @@ itself, and the distance of SGD on the one from SGD on the other is a floor. Our
 the model on them at other weights. Operations on what does not depend on the weights are left
 alone, and so is everything smooth; softmax and its kin are smooth, though PyTorch computes them by
 way of a maximum. A function of PyTorch's own that calls others within, and is not listed here,
-hides those from view; so does compiled or scripted code.
+hides those from view; so does a ``torch.autograd.Function``, and compiled or scripted code, which
+:meth:`Pieces.name_unseen` finds in the loss's graph.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from torch_qsgd.audit.piecewise import DEFINITIONS, Definition, Held, pooled
 from torch_qsgd.batches import tensors_in
+from torch_qsgd.derivatives.graph import _nodes
 
 Function = Callable[..., Any]
 
@@ -103,12 +105,34 @@ class Pieces:
 
     Attributes:
         kinks: names of the operations met, each once.
-        unfrozen: those of them that cannot be held.
+        unfrozen: those of them that cannot be held, and what :meth:`name_unseen` found.
     """
 
     kinks: list[str] = field(default_factory=list)
     unfrozen: list[str] = field(default_factory=list)
     _calls: list[_Call] = field(default_factory=list, repr=False)
+
+    def name_unseen(self, loss: Tensor) -> None:
+        """Add to ``unfrozen`` what may hide kinks: each ``torch.autograd.Function``, and scripts.
+
+        The package's own are smooth, and left out. Scripted code runs as PyTorch's operations the
+        first time, as compiled code from then on: only then it is found.
+
+        Args:
+            loss: computed while these pieces were recorded, with its graph.
+
+        Cost: one visit a node of the graph, about 1 µs each.
+        """
+        for node in _nodes([loss]):
+            reason = ""
+            if isinstance(node, torch.autograd.function.BackwardCFunction):
+                function: Any = getattr(type(node), "_forward_cls", type(node))
+                if not function.__module__.startswith("torch_qsgd."):
+                    reason = f"{function.__name__} (an autograd.Function: kinks in it are not seen)"
+            elif "DifferentiableGraph" in node.name():
+                reason = "scripted code (kinks in it are not seen)"
+            if reason and reason not in self.unfrozen:
+                self.unfrozen.append(reason)
 
     @contextlib.contextmanager
     def replayed(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ _FULL = {
     "probes": 2,
     "spectrum_batches": 2,
     "held_out_samples": 1024,
-    "rows": 16,
+    "rows": 60,
     "cubic_iterations": 10,
 }
 _QUICK = {
@@ -25,7 +25,7 @@ _QUICK = {
     "lanczos_steps": 15,
     "probes": 2,
     "spectrum_batches": 1,
-    "held_out_samples": 256,
+    "held_out_samples": 128,
     "rows": 6,
     "cubic_iterations": 3,
 }

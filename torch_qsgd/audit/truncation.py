@@ -21,14 +21,14 @@ from torch.utils.checkpoint import CheckpointError
 from torch_qsgd.audit.borrowing import displaced, drawing, untouched
 from torch_qsgd.audit.cubic import cubic_norm, polynomial_degree
 from torch_qsgd.audit.kinks import Pieces, PiecesError, recording_pieces
+from torch_qsgd.audit.twin import Twin, length
 from torch_qsgd.batches import Batch, forward, mapped
 from torch_qsgd.carleman.jet import summed
 from torch_qsgd.checks import checked_generator, require_integer
-from torch_qsgd.derivatives.coordinates import working_dtype
 from torch_qsgd.errors import DivergenceError
 from torch_qsgd.optim import QuantumSGD
 from torch_qsgd.report.measurements import OrderError, Truncation
-from torch_qsgd.training import LossFunction, TrueSGD, evaluate
+from torch_qsgd.training import LossFunction, evaluate
 
 Tick = Callable[[int, int], object]
 
@@ -53,7 +53,8 @@ def measure_truncation(
         \text{floor}(t) = \frac{\|\tilde u(t) - u(t)\|}{\|u(t)\|}
 
     with the jets :math:`c_k`, SGD's displacement u, and ũ that of SGD on the held model, over all
-    trainable weights; pruned ones rest in all three.
+    trainable weights; pruned ones rest in all three. u and ũ are held in float64, so that learning
+    rates below the weights' resolution are measured, too.
 
     Args:
         model, optimizer: a window that has just been opened, longer than ``steps``, of a
@@ -74,15 +75,17 @@ def measure_truncation(
     Returns:
         The measurements. Where a series or SGD overflows, up to the last step at which neither
         had; held-out losses that are no numbers are infinite. ``kinks`` are those met in the steps
-        taken. ``forcing`` is of G_0, so that it holds weight decay, η‖g_t + λθ*‖.
+        taken. ``forcing`` is of G_0, so that it holds weight decay, η‖g_t + λθ*‖. ``rounding`` is
+        that of :meth:`~torch_qsgd.audit.twin.Twin.rounding` on the last batch.
 
     Raises:
         ValueError, TypeError: for an argument outside what is allowed.
         GraphError: where the window's derivatives cannot be had.
 
     Cost: the window's own steps; one gradient evaluation a step for SGD, and one more where there
-    are kinks; what ``cubic`` and, without kinks, ``smooth_degree`` cost; N + 2 passes over the
-    held-out batches; three copies of the model, and two more where there are kinks.
+    are kinks; two more in all for ``rounding``; what ``cubic`` and, without kinks,
+    ``smooth_degree`` cost; N + 2 passes over the held-out batches; for SGD two copies of the model
+    and two of its weights in float64, three with momentum, and as much again with kinks.
 
     Source: our definition.
 
@@ -117,6 +120,7 @@ def measure_truncation(
             if not race.step(batch, seed):
                 break
             tick(step + 1, total)
+        rounding = race.true.rounding(*here[(race.taken - 1) % len(here)])
 
     cubic, degree = math.nan, 0
     if cubic_iterations:
@@ -133,7 +137,7 @@ def measure_truncation(
             generator=generator,
             tick=lambda done, _: tick(steps + done, total),
         )
-        if race.taken and not race.kinks:
+        if race.taken and not race.kinks and not race.unfrozen:
             degree = polynomial_degree(
                 model, loss_fn, here[0], masks=masks, parameters=params, generator=generator
             )
@@ -153,6 +157,7 @@ def measure_truncation(
         forcing=race.forcing,
         cubic=cubic,
         smooth_degree=degree,
+        rounding=rounding,
     )
 
 
@@ -169,8 +174,8 @@ class _Race:
     def __init__(self, model: nn.Module, optimizer: QuantumSGD, loss_fn: LossFunction) -> None:
         self._model, self._optimizer, self._loss_fn = model, optimizer, loss_fn
         self._params = optimizer._trainable()
-        self.true = _Twin(model, optimizer, loss_fn)
-        self._held: _Twin | None = _Twin(model, optimizer, loss_fn)
+        self.true = Twin(model, optimizer, loss_fn)
+        self._held: Twin | None = Twin(model, optimizer, loss_fn)
         order = optimizer.param_groups[0]["order"]
         self.taken = 0
         self.errors: list[list[float]] = [[] for _ in range(order)]
@@ -182,12 +187,9 @@ class _Race:
 
     def step(self, batch: Batch, seed: int) -> bool:
         """Take one step of each; False where one overflows, which then none has taken."""
-        self.true.remember()
         with drawing(self._model, seed):
             self.true.step(*batch)
-        true = self.true.displacement()
-        way = _length(true)
-        if not math.isfinite(way):
+        if not self.true.finite():
             self.true.step_back()
             return False
         try:
@@ -196,6 +198,8 @@ class _Race:
         except DivergenceError:
             self.true.step_back()
             return False
+        true = self.true.displacement()
+        way = length(true)
         self.taken += 1
         self.forcing = max(self.forcing, self._force())
         self.grams = [*self._optimizer._cycle["grams"]]
@@ -213,6 +217,7 @@ class _Race:
             self._optimizer.zero_grad()
             with recording_pieces() as pieces:
                 loss = self._loss_fn(forward(self._model, inputs), targets)
+            pieces.name_unseen(loss)
             recorded.append(pieces)
             loss.backward()
             return loss
@@ -229,7 +234,7 @@ class _Race:
         if self.taken == 1 and not pieces.kinks:
             self._held = None  # nothing to hold: it would be SGD itself
         unheld = pieces.unfrozen
-        if self._held is None:
+        if not unheld and self._held is None:
             unheld = [f"{name} (not met on the first batch)" for name in pieces.kinks]
         if unheld:
             self._give_up(unheld)
@@ -261,7 +266,7 @@ class _Race:
                 pull = -p.grad if group["maximize"] else p.grad
                 pull = pull + group["weight_decay"] * p.detach()
                 pull = pull * masks[p] if p in masks else pull
-                squares += (float(group["lr"]) * _length([pull])) ** 2
+                squares += (float(group["lr"]) * length([pull])) ** 2
         return math.sqrt(squares)
 
     def order_losses(self, held_out: Sequence[Batch]) -> list[float]:
@@ -276,49 +281,12 @@ class _Race:
         return losses
 
 
-class _Twin:
-    """SGD beside the window, which can take its last step back for good."""
-
-    def __init__(self, model: nn.Module, optimizer: QuantumSGD, loss_fn: LossFunction) -> None:
-        self._sgd = TrueSGD(model, optimizer, loss_fn)
-        #: The model that it trains.
-        self.model = self._sgd._model
-        self._before: list[Tensor] = []
-
-    def step(self, inputs: object, targets: object) -> None:
-        """One step of masked SGD."""
-        self._sgd.step(inputs, targets)
-
-    def remember(self) -> None:
-        """Keep weights and buffers as they are, for :meth:`step_back`."""
-        self._before = [t.detach().clone() for t in self._tensors()]
-
-    def step_back(self) -> None:
-        """Weights and buffers as they were remembered; momentum is not put back."""
-        with torch.no_grad():
-            for tensor, before in zip(self._tensors(), self._before, strict=True):
-                tensor.copy_(before)
-
-    def _tensors(self) -> list[Tensor]:
-        return [*self.model.parameters(), *self.model.buffers()]
-
-    def displacement(self) -> list[Tensor]:
-        """How far each weight is from the anchor."""
-        pairs = zip(self._sgd._parameters(), self._sgd._anchor, strict=True)
-        return [p.detach().to(working_dtype(p.dtype)) - a for p, a in pairs]
-
-
 def _relative(found: Sequence[Tensor], true: Sequence[Tensor], way: float) -> float:
     """‖found − true‖ in units of ‖true‖; infinite where it is no number."""
-    gap = _length([f - t for f, t in zip(found, true, strict=True)])
+    gap = length([f - t for f, t in zip(found, true, strict=True)])
     if math.isnan(gap):
         return math.inf
     return gap / way if way else (math.inf if gap else 0.0)
-
-
-def _length(tensors: Sequence[Tensor]) -> float:
-    """Euclidean length in float64, in which squares of float32 do not overflow."""
-    return math.hypot(*(float(torch.linalg.vector_norm(t, dtype=torch.float64)) for t in tensors))
 
 
 def _loss(model: nn.Module, loss_fn: LossFunction, held_out: Sequence[Batch]) -> float:

@@ -7,20 +7,23 @@ from collections.abc import Iterator
 
 from torch_qsgd.audit.judging import finding
 from torch_qsgd.audit.plan import Plan
-from torch_qsgd.audit.row_sparsity import mean_nonzeros
+from torch_qsgd.audit.row_sparsity import largest_row, unseen_share
 from torch_qsgd.audit.thresholds import Thresholds, polylogarithmic
 from torch_qsgd.report.content import Report
 from torch_qsgd.report.findings import Finding
 from torch_qsgd.report.numbers import number, share, whole
+
+#: Share of rows that may be fuller than the fullest one met, and be overlooked.
+_RARE = 0.05
 
 
 def sparse_parameters(report: Report, plan: Plan, limits: Thresholds) -> Iterator[Finding]:
     """Of pruning: the density, and what it costs, over all and for the worst tensor."""
     what, found = "sparse parameters", report.pruning
     if found is None:
-        for quantity in ("density", "accuracy lost by pruning"):
-            threshold = limits.density if quantity == "density" else limits.accuracy_lost
-            yield finding(what, quantity, math.nan, "", "≤", threshold, "")
+        yield finding(what, "density", math.nan, "", "≤", limits.density, "")
+        lost_by = "accuracy lost by pruning"
+        yield finding(what, lost_by, math.nan, "", "≤", limits.accuracy_lost, "")
         return
     yield finding(
         what,
@@ -53,11 +56,23 @@ def sparse_parameters(report: Report, plan: Plan, limits: Thresholds) -> Iterato
         + f"loss from {number(found.loss_dense)} to {number(found.loss)}, on held-out batches, "
         "before any step is taken.",
     )
+    empty = [layer.name for layer in found.layers if not layer.active]
+    yield finding(
+        what,
+        "tensors that pruning leaves empty",
+        float(len(empty)),
+        "",
+        "≤",
+        0.0,
+        f"Without {', '.join(empty)} the network is cut, and its Hessian holds zeros."
+        if empty
+        else "Every tensor keeps weights.",
+    )
     if found.layers:
         worst = max(found.layers, key=lambda layer: lost(layer.loss, layer.accuracy))
         yield finding(
             what,
-            "the same, by pruning the worst tensor alone",
+            f"{quantity}, of the worst tensor alone",
             lost(worst.loss, worst.accuracy),
             "",
             "≤",
@@ -67,63 +82,69 @@ def sparse_parameters(report: Report, plan: Plan, limits: Thresholds) -> Iterato
 
 
 def sparse_model(report: Report, plan: Plan, limits: Thresholds) -> Iterator[Finding]:
-    """Of random rows of the Hessian: how many entries are not zero."""
-    what, quantity, found = "sparse model", "non-zeros a row of the Hessian", report.rows
+    """Of random rows of the Hessian: how many entries are not zero in the fullest."""
+    what, quantity, found = "sparse model", "non-zeros in a row of the Hessian", report.rows
     if found is None:
         yield finding(what, quantity, math.nan, "entries", "≤", math.nan, "")
         return
-    mean, error = mean_nonzeros(found)
-    limit = polylogarithmic(found.dimension)
+    most, unseen = largest_row(found), unseen_share(found)
+    pairs = zip(found.nonzeros, found.unresolved, strict=True)
+    fullest = max(known + unresolved for known, unresolved in pairs)
     held = sum(found.effective) / len(found.effective)
+    if not fullest:
+        why = "All rows probed are zero: the loss does not feel these weights."
+        yield finding(
+            what, quantity, math.nan, "entries", "≤", polylogarithmic(found.dimension), why
+        )
+        return
     yield finding(
         what,
         quantity,
-        mean,
+        float(most),
         "entries",
         "≤",
-        limit,
-        f"Mean of {found.rows} random rows of length {whole(found.dimension)}, beside (log₂ n)²; "
-        f"{number(held)} entries hold 99 % of a row's squared length.",
-        max(mean - 2 * error, 0.0),
-        mean + 2 * error,
+        polylogarithmic(found.dimension),
+        f"The fullest of {found.rows} random rows of length {whole(found.dimension)}, beside "
+        f"(log₂ n)²; with 95 % confidence at most {share(unseen)} of all rows are fuller. "
+        f"{number(held)} entries hold 99 % of a row's squared length on average.",
+        float(most),
+        float(fullest if unseen <= _RARE else found.dimension),
     )
 
 
 def efficient_upload(report: Report, plan: Plan, limits: Thresholds) -> Iterator[Finding]:
-    """Of one state preparation: gates without QRAM, memory calls with it."""
-    what, found = "efficient upload", report.transfer
-    names = ("gates of one upload without QRAM", "memory calls of one upload with QRAM")
-    if found is None:
-        for name in names:
-            yield finding(what, name, math.nan, "", "≤", math.nan, "")
+    """Of state preparation, for all runs of a window: gates without QRAM, memory calls with it."""
+    what, found, ledger = "efficient upload", report.transfer, report.ledger
+    flops = float(report.facts.get("classical operations", math.nan))
+    names = ("gates of all uploads without QRAM", "memory calls of all uploads with QRAM")
+    units = ("gates", "calls")
+    if found is None or ledger is None:
+        for name, unit in zip(names, units, strict=True):
+            yield finding(what, name, math.nan, unit, "≤", flops, "")
         return
     gates = float(found.cx + found.t_gates + found.rotations)
-    flops = _classical(report)
+    uploads = ledger["runs"] * ledger["copies"]
+    beside = "beside the classical operations of the whole window."
     yield finding(
         what,
         names[0],
-        gates,
-        "gates",
+        gates * uploads,
+        units[0],
         "≤",
         flops,
-        f"Upper bound for {whole(found.active)} weights, beside the classical operations of the "
-        "whole window; each run of the solver, so each copy, takes uploads of its own.",
+        f"One upload of {whole(found.active)} weights takes {number(gates)} gates at most, and "
+        f"each of {number(uploads)} runs of the solver has its own; {beside}",
     )
     yield finding(
         what,
         names[1],
-        float(found.qram_calls),
-        "calls",
+        found.qram_calls * uploads,
+        units[1],
         "≤",
-        polylogarithmic(found.active),
-        f"With a quantum memory of {whole(found.active)} cells, of which none has been built, "
-        "beside (log₂ s)².",
+        flops,
+        f"{number(found.qram_calls)} calls an upload of a quantum memory of "
+        f"{whole(found.active)} cells, of which none has been built; {beside}",
     )
-
-
-def _classical(report: Report) -> float:
-    """Operations of the window on a classical computer."""
-    return float(report.facts.get("classical operations", math.nan))
 
 
 def efficient_download(report: Report, plan: Plan, limits: Thresholds) -> Iterator[Finding]:
@@ -158,8 +179,8 @@ def efficient_download(report: Report, plan: Plan, limits: Thresholds) -> Iterat
         "copies",
         "≤",
         few,
-        f"To an error of {share(trial.precision)}; they grow with the {whole(found.active)} "
-        "weights read, and only (log₂ n)² of these would be polylogarithmic.",
+        f"To an error of {share(trial.precision)}. They grow with the {whole(found.active)} "
+        "weights read, whatever the model; the limit is what (log₂ n)² weights would take.",
     )
     moved = abs(found.loss_after - found.loss_before)
     changes = [abs(loss - found.loss_after) / moved if moved else math.nan for loss in trial.losses]

@@ -68,7 +68,7 @@ def audit_command(
     ] = None,
     probes: Annotated[int | None, typer.Option(help="Random probes: 2.")] = None,
     rows: Annotated[
-        int | None, typer.Option(help="Rows of the Hessian to probe: 16, or 6 with --quick.")
+        int | None, typer.Option(help="Rows of the Hessian to probe: 60, or 6 with --quick.")
     ] = None,
     solver_error: Annotated[float, typer.Option(help="Error of the quantum solver.")] = 1e-3,
     readout_error: Annotated[
@@ -111,10 +111,14 @@ def audit_command(
     title = f"{model} on {data}, {weights}"
     common.say(console, f"{title}: {sum(p.numel() for p in network.parameters()):,} parameters")
     kept: list[AuditReport] = []
+    skipped = ("json", "output", "workers", "data", "model")
+    chosen = {k: v for k, v in given.items() if k not in (*skipped, *Plan.__annotations__)}
+    chosen = {k: str(v) if isinstance(v, Path) else v for k, v in chosen.items() if v is not None}
 
     def keep(report: AuditReport) -> None:
         """After each part, so that not even a crash loses what was measured."""
         kept[:] = [report]
+        report.settings = {**chosen, **report.settings}
         report.save(output / "audit.json")
 
     options = {name: given[name] for name in _audit_options(given)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,11 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from torch_qsgd.audit.costs import system_of
 from torch_qsgd.checks import require_integer, require_number
 from torch_qsgd.cli import common
 from torch_qsgd.errors import SizeError
 from torch_qsgd.report.content import Report
 from torch_qsgd.resources import (
+    SOLVER,
     SOLVERS,
     Entry,
     Ledger,
@@ -29,11 +31,11 @@ from torch_qsgd.resources import (
     plot_scaling,
     scaling,
 )
-from torch_qsgd.resources.account import short
 from torch_qsgd.resources.physical import PhysicalUnavailable, physical_of
+from torch_qsgd.resources.sentence import short
 
 #: What the options stand for where they are not given.
-_DENSITY, _WINDOW, _ORDER, _SOLVER = 0.1, 100, 2, "shortcut"
+_DENSITY, _WINDOW, _ORDER, _SOLVER = 0.1, 100, 2, SOLVER
 #: Options that an audit's numbers may be looked at with.
 _FREE = ("solver", "epsilon", "precision")
 #: What the options are called in a window's size.
@@ -80,7 +82,9 @@ def resources_command(
     order: Annotated[int | None, typer.Option(help="Truncation order N; 2 by default.")] = None,
     kappa: Annotated[
         float | None,
-        typer.Option(help="Condition number of the system, inf for none; by default 2(T+1)."),
+        typer.Option(
+            help="Condition number of the system, inf for none; by default 2(T+1), an estimate."
+        ),
     ] = None,
     row_nonzeros: Annotated[
         float | None,
@@ -217,8 +221,7 @@ def _from_audit(path: Path, given: Mapping[str, Any]) -> _Found:
         size = _size(given, **{**stored, "physical": None})
     except TypeError as error:
         raise ValueError(f"{path} holds a window of another version: {error}") from error
-    regime = report.conditioning.regime if report.conditioning is not None else "T²"
-    return _reckoned(size, given.get("solver", solver), report.title, regime)
+    return _reckoned(size, given.get("solver", solver), report.title, system_of(report))
 
 
 def _size(given: Mapping[str, Any], **known: Any) -> WindowSize:
@@ -236,7 +239,12 @@ def _size(given: Mapping[str, Any], **known: Any) -> WindowSize:
         raise ValueError(f"{options.get(field, field)} {rest}") from error
 
 
-def _reckoned(size: WindowSize, solver: str, title: str, regime: str = "T²") -> _Found:
+def _reckoned(
+    size: WindowSize,
+    solver: str,
+    title: str,
+    system: Callable[[int], tuple[float, float]] | None = None,
+) -> _Found:
     """The ledger, with a physical estimate where there can be one, and its growth."""
     found, notes = ledger(size, solver), []
     try:
@@ -251,7 +259,8 @@ def _reckoned(size: WindowSize, solver: str, title: str, regime: str = "T²") ->
     if math.isnan(found["flops"]):
         notes.append("The same steps' classical FLOPs are not known: give --batch-size.")
     curves = [
-        scaling(size, over, solver=solver, regime=regime) for over in ("active", "steps", "density")
+        scaling(size, over, solver=solver, system_of=system)
+        for over in ("active", "steps", "density")
     ]
     return _Found(title, found, curves, notes)
 

@@ -65,10 +65,11 @@ def truncation(found: Truncation) -> Figure:
         "same factor; where it does not, more orders do not help."
     )
     if found.floor is None:
-        caption += (
-            " The kink floor could not be measured: "
-            + (f"{', '.join(found.unfrozen)} cannot be held on a piece." * bool(found.unfrozen))
-        ).rstrip(": ")
+        caption += " The kink floor could not be measured" + (
+            f", for these cannot be held on their pieces: {', '.join(found.unfrozen)}."
+            if found.unfrozen
+            else "."
+        )
     elif any(value > 0 for value in found.floor):
         add(found.floor, "kink floor: no order removes it", INK, "longdash")
         caption += (
@@ -78,6 +79,11 @@ def truncation(found: Truncation) -> Figure:
         )
     else:
         caption += " The kink floor is zero: no kink was crossed."
+    if found.rounding > 0:
+        caption += (
+            f" About {number(found.rounding)} at the end is what the weights' precision alone "
+            "makes: curves that low tell nothing of the series."
+        )
     return Figure(
         "truncation",
         "Error of the truncated window",
@@ -108,17 +114,22 @@ def conditioning(found: Conditioning) -> Figure:
         data.append(
             joined(steps, found.kappa_order, name, PURPLE, "dashdot", "diamond", yaxis="y2")
         )
+    whole_form = found.kappa_homogeneous
+    if whole_form:
+        name = f"κ, order {found.order}, homogeneous (estimated)"
+        data.append(joined(steps, whole_form, name, VERMILION, "dash", "star", yaxis="y2"))
     data += _fit(found)
     singular = [*found.largest, *found.smallest]
-    kappas = [*found.kappa, *(found.kappa_order if found.order > 1 else [])]
+    kappas = [*found.kappa, *(found.kappa_order if found.order > 1 else []), *whole_form]
     return Figure(
         "conditioning",
         "Singular values and κ of the window's linear system",
         "Both are pure numbers, over the number of steps T in the system. κ that levels off means "
         "that modes are damped; κ that grows as T, that some are hardly damped; faster growth, "
-        "that some are amplified. The cost of a quantum solver grows as κ, and with T once more "
-        "until the final time is found: here as "
-        f"{_regime(found.regime)}. The dotted line is the fitted power of T over the upper half.",
+        "that some are amplified. σ_max, σ_min and their κ are of the standard form's diagonal "
+        f"blocks, where κT grows as {_regime(found.regime)}; they know neither constant nor "
+        "gradient. The homogeneous form has both, its κ grows at least as T, and its estimate is "
+        "what the ledger takes. The dotted line is the fitted power of T over the upper half.",
         data,
         layout(
             520,
@@ -239,7 +250,7 @@ def rows(found: RowSparsity) -> Figure | None:
         f"{whole(found.rows)} random rows of the Hessian restricted to active weights, sorted. An "
         f"entry counts where it is above {number(found.cutoff)} of the row's largest. A sparse "
         "model would have its squares far below the dashed line; the circles say how few entries "
-        "nearly all of a row lies in.",
+        "nearly all of a row lies in. Rows not probed may be longer.",
         data,
         layout(
             340,

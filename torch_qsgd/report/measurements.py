@@ -80,13 +80,18 @@ class Truncation:
             full Taylor series describes. Zero on a smooth network; ``None`` where it could not be
             measured.
         kinks: kinked operations met, by name.
-        unfrozen: those of them that cannot be held on their piece; why ``floor`` is ``None``.
+        unfrozen: why ``floor`` is ``None``, in words: kinked operations that cannot be held on
+            their piece, code in which kinks cannot be seen, or what else stood in the way.
         loss_anchor, loss_true: on held-out batches, at θ* and at θ* + u(T).
         grams: Gram matrices of the jets after 0 … T steps, of shape (T+1, N, N).
-        forcing: max_t η‖g_t‖ at the anchor.
+        forcing: max_t ‖G_0‖ = max_t η‖g_t + λθ*‖ on the active coordinates, with the gradient
+            g_t at the anchor and weight decay λ.
         cubic: lower bound of ‖G_2‖ = (η/2)‖∇³L‖, found by power iteration; NaN if not measured.
         smooth_degree: 2 where third derivatives vanish along all probes, 3 where fourth ones do,
             else 0: the degree of the loss as a polynomial in the weights.
+        rounding: relative error of u(T) that comes of the weights' precision alone, an estimate
+            and not a bound. Errors and floors of no more than a few times it tell nothing of the
+            series; infinite where u(T) is zero.
     """
 
     steps: int
@@ -100,6 +105,7 @@ class Truncation:
     forcing: float
     cubic: float
     smooth_degree: int
+    rounding: float
 
 
 @dataclass(frozen=True)
@@ -109,10 +115,14 @@ class RowSparsity:
     Attributes:
         dimension: n, the length of a row.
         rows: how many were probed.
-        nonzeros: of each row, entries above rounding: ``cutoff`` times the row's largest.
+        nonzeros: of each row, entries above rounding: ``cutoff`` times the row's largest; 0 for a
+            row of zeros, and for one that is rounding as a whole.
         effective: of each row, the fewest entries that hold 99 % of its squared length.
         cutoff: relative size below which an entry counts as rounding.
         largest: the largest |H_ij| met, a lower bound of that of all rows.
+        unresolved: of each row, entries that are not zero yet no larger than the cutoff, which may
+            be rounding or true: the row has at least ``nonzeros`` entries, and at most as many
+            more as these, but for those too small for the data type to hold.
     """
 
     dimension: int
@@ -121,11 +131,17 @@ class RowSparsity:
     effective: list[int]
     cutoff: float
     largest: float
+    unresolved: list[int]
 
 
 @dataclass(frozen=True)
 class Conditioning:
     """Singular values of a window's linear system ℒ, over the number of its steps.
+
+    ``largest`` to ``kappa_order`` are of the standard form's diagonal blocks, which know the
+    multipliers of the Hessian's modes and nothing else. They miss the gradient, which couples the
+    blocks, and, of the homogeneous form that the ledger counts, the constant's multiplier 1:
+    there, κ grows at least as T even where every mode is damped. ``kappa_homogeneous`` has both.
 
     Attributes:
         steps: numbers T of steps, ascending.
@@ -133,10 +149,13 @@ class Conditioning:
         kappa: their ratio.
         kappa_order: κ of the diagonal blocks at truncation order ``order``.
         order: N.
-        exponent, exponent_error: slope of log κ against log T over the upper half of ``steps``,
-            and its standard error.
-        regime: ``"T"`` (κ saturates), ``"T²"`` (κ grows as T) or ``"exponential"``: how κ·T,
-            the queries of a solver times the runs until the final time is found, grows.
+        exponent, exponent_error: slope of log ``kappa`` against log T over the upper half of
+            ``steps``, and its standard error.
+        regime: of ``kappa`` times T: ``"T"`` (κ saturates), ``"T²"`` (κ grows as T) or
+            ``"exponential"``. It tells damped modes from growing ones; the homogeneous form's κT
+            grows as T² at least.
+        largest_homogeneous, kappa_homogeneous: σ_max and κ of the homogeneous form at order
+            ``order``, estimated; both empty where they were not.
 
     Raises:
         ValueError: for lists of different lengths.
@@ -151,9 +170,14 @@ class Conditioning:
     exponent: float
     exponent_error: float
     regime: str
+    largest_homogeneous: list[float] = field(default_factory=list)
+    kappa_homogeneous: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         require_equal_lengths(self, "steps", "largest", "smallest", "kappa", "kappa_order")
+        require_equal_lengths(self, "largest_homogeneous", "kappa_homogeneous")
+        if self.kappa_homogeneous:
+            require_equal_lengths(self, "steps", "kappa_homogeneous")
 
 
 @dataclass(frozen=True)

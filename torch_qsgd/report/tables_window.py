@@ -30,6 +30,7 @@ def truncation(found: Truncation) -> Table:
     ]
     floor = found.floor[-1] if found.floor else math.nan
     rows.append(["kink floor", floor, math.nan])
+    rows.append(["rounding, estimated", found.rounding, math.nan])
     rows.append(["true SGD", 0.0, found.loss_true])
     rows.append(["at the anchor", math.nan, found.loss_anchor])
     columns = ("window", f"relative error after {number(found.steps)} steps", "held-out loss")
@@ -39,11 +40,16 @@ def truncation(found: Truncation) -> Table:
 
 def conditioning(found: Conditioning) -> Table:
     """A row a number of steps."""
-    rows = list(
-        zip(found.steps, found.largest, found.smallest, found.kappa, found.kappa_order, strict=True)
-    )
-    columns = ("steps T", "σ_max", "σ_min", "κ, order 1", f"κ, order {found.order}")
-    return table("conditioning-table", "Singular values and κ", columns, rows, folded=True)
+    columns = ["steps T", "σ_max", "σ_min", "κ, order 1", f"κ, order {found.order}"]
+    values = [found.steps, found.largest, found.smallest, found.kappa, found.kappa_order]
+    note = "Of the standard form's diagonal blocks, which know neither constant nor gradient."
+    if found.kappa_homogeneous:
+        columns.append(f"κ, homogeneous, order {found.order}")
+        values.append(found.kappa_homogeneous)
+        note += " The homogeneous form's κ, which the ledger takes, is estimated."
+    rows = list(zip(*values, strict=True))
+    title = "Singular values and κ"
+    return table("conditioning-table", title, columns, rows, note=note, folded=True)
 
 
 def pruning(found: Pruning) -> Table:
@@ -103,12 +109,14 @@ def rows(found: RowSparsity) -> Table:
 
     lines = [
         ["non-zeros", *spread(found.nonzeros)],
+        ["entries too small to be told from rounding", *spread(found.unresolved)],
         ["entries with 99 % of the squared length", *spread(found.effective)],
     ]
     columns = ("of a row", "least", "median", "most")
     note = (
         f"{number(found.rows)} random rows of length {number(found.dimension)}; the largest entry "
-        f"met is {number(found.largest)} loss / weight²."
+        f"met is {number(found.largest)} loss / weight². The others may have more entries, and "
+        "larger ones."
     )
     return table("rows-table", "Rows of the Hessian", columns, lines, note=note)
 
@@ -189,7 +197,13 @@ def ledger(found: Ledger) -> Table:
     ]
     columns = ("quantity", "group", "value", "unit", "kind", "formula", "source")
     return table(
-        "ledger-table", "The ledger, line by line", columns, lines, folded=True, stacked=True
+        "ledger-table",
+        "The ledger, line by line",
+        columns,
+        lines,
+        note=found.assumptions,
+        folded=True,
+        stacked=True,
     )
 
 

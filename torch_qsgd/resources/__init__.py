@@ -1,12 +1,13 @@
 """What a quantum computer would cost: the ledger."""
 
-from torch_qsgd.resources.account import SOLVERS, ledger
+from torch_qsgd.resources.account import SOLVER, SOLVERS, ledger
 from torch_qsgd.resources.ledger import Entry, Ledger, ScalingCurve
 from torch_qsgd.resources.plots import plot_ledger, plot_scaling
 from torch_qsgd.resources.scaling import crossing, scaling
 from torch_qsgd.resources.window import WindowSize
 
 __all__ = [
+    "SOLVER",
     "SOLVERS",
     "Entry",
     "Ledger",

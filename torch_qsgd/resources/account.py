@@ -11,25 +11,31 @@ from torch_qsgd.readout import expected_copies, guaranteed_copies
 from torch_qsgd.resources.entries import OURS, Lines, add_block_encoding, add_qubits, add_queries
 from torch_qsgd.resources.ledger import Ledger
 from torch_qsgd.resources.queries import ROWS, SolverRow
+from torch_qsgd.resources.sentence import assumptions, sentence
 from torch_qsgd.resources.window import WindowSize
 from torch_qsgd.solvers.queries import amplification_rounds
 
 #: Names of the solvers.
 SOLVERS = tuple(row.name for row in ROWS)
+#: Whose queries the totals take where none is named.
+SOLVER = "shortcut-known-norm"
 _YEAR = 365.25 * 24 * 3600
 
 
-def ledger(window: WindowSize, solver: str = "shortcut") -> Ledger:
+def ledger(window: WindowSize, solver: str = SOLVER) -> Ledger:
     r"""What a quantum computer would need for a window, line by line.
 
     .. math::
         \text{T gates} = \text{copies} \times \text{runs a copy} \times \text{queries a run}
-        \times \text{T gates a query}
+        \times \text{T gates a query} + \text{finding } \|x\| \text{ once}
 
     The line that dominates is the factor with the largest logarithm. Every line has its formula
     and source. Where κ is infinite, or a number overflows, so do the lines that follow from it,
-    and the sentence says so. It is an estimate of order of magnitude, for the best published
-    methods as far as they are known here, and claims no advantage.
+    and the sentence says so; it ends with what was assumed and not measured. It is an estimate of
+    order of magnitude for some published methods with constants known here, not for the best that
+    may exist, and claims no advantage. By default a copy takes the queries of the shortcut method
+    with a known ‖x‖, and ‖x‖ is found once, by the same method's row for an unknown one: that one
+    run's estimate serves all copies is ours.
 
     Args:
         window: its size.
@@ -58,13 +64,15 @@ def ledger(window: WindowSize, solver: str = "shortcut") -> Ledger:
     factors = _add_t_gates(lines, row)
     _add_physical(lines, window)
     _add_classical(lines, window)
+    assumed = assumptions(window, row)
     # Of several infinite factors, the queries are what the others follow from.
     dominant = max(factors, key=lambda key: (lines[key], key == row.key))
     return Ledger(
         window={**asdict(window), "solver": solver},
         entries=lines.entries,
         dominant=dominant,
-        sentence=_sentence(lines, factors, dominant, window),
+        sentence=f"{sentence(lines, factors, dominant, window)} {assumed}",
+        assumptions=assumed,
     )
 
 
@@ -88,7 +96,10 @@ def _add_repetitions(lines: Lines, window: WindowSize, row: SolverRow) -> None:
         f"success of one run of the solver ({row.title})",
         row.odds(window),
         "",
-        row.success_formula,
+        row.success_formula
+        + (
+            "; r is taken as 1: κ is below that of any homogeneous form" if window.reach > 1 else ""
+        ),
         row.source,
         "proven" if row.success is not None and row.tag == "proven" else OURS,
     )
@@ -98,7 +109,9 @@ def _add_repetitions(lines: Lines, window: WindowSize, row: SolverRow) -> None:
         "P(final): the clock found at the final time",
         window.final,
         "",
-        "(p+1)/(T+1+p), states of equal length" if window.final_probability is None else "as given",
+        "(p+1)‖y(T)‖²/Σ‖y‖² of u(t) = (t/T) u, γ = ‖u‖"
+        if window.final_probability is None
+        else "as given",
         "",
         OURS if window.final_probability is None else "measured",
     )
@@ -106,9 +119,11 @@ def _add_repetitions(lines: Lines, window: WindowSize, row: SolverRow) -> None:
         group,
         "success_level_one",
         "P(u | final): the displacement found there",
-        window.level_one_probability,
+        window.level_one,
         "",
-        "‖u/γ‖²/‖y(T)‖²; 1/2 where γ = ‖u‖ and N = 1",
+        "1/(2^(N+1) − 2), γ = ‖u‖" if window.level_one_probability is None else "as given",
+        "",
+        OURS if window.level_one_probability is None else "measured",
     )
     odds = lines.add(
         group,
@@ -119,13 +134,17 @@ def _add_repetitions(lines: Lines, window: WindowSize, row: SolverRow) -> None:
         "solver × P(final) × P(u | final)",
     )
     rounds = 2.0 * amplification_rounds(odds) + 1 if odds > 0 else math.inf
+    if not row.coherent:
+        rounds = 1.0
     lines.add(
         group,
         "amplification",
         "runs in one amplitude amplification",
         rounds,
         "runs",
-        "2r + 1, r = ⌊π/(4 asin √p)⌋; needs a solver that runs without measurements",
+        "2r + 1, r = ⌊π/(4 asin √p)⌋"
+        if row.coherent
+        else "1: this solver measures, or leaves a mixture, and cannot be amplified",
         "arXiv:quant-ph/0005055",
         "proven",
     )
@@ -151,6 +170,22 @@ def _runs(odds: float, amplified: float) -> float:
 
 def _add_readout(lines: Lines, window: WindowSize) -> None:
     s, delta = window.active, window.readout_error
+    error = lines.add(
+        "readout",
+        "state_error",
+        "error of the state that queries are counted for",
+        window.state_error,
+        "",
+        "min(ε, δ√p/3), p = P(final) · P(u | final)",
+    )
+    lines.add(
+        "readout",
+        "displacement_error",
+        "what it can make of the displacement, relative",
+        error / math.sqrt(window.final * window.level_one) if window.level_one else math.inf,
+        "",
+        f"ε/√p, at most; beside δ = {delta:g} of the readout",
+    )
     for key, quantity, count, formula, source, tag in (
         (
             "copies",
@@ -171,6 +206,17 @@ def _add_readout(lines: Lines, window: WindowSize) -> None:
     ):
         copies = _or_infinite(count, s, delta)
         lines.add("readout", key, quantity, copies, "copies", formula, source, tag)
+
+    lines.add(
+        "readout",
+        "unitary_calls",
+        "runs in place of copies, could all be undone",
+        s / delta,
+        "runs",
+        "n/δ, without constant and logarithms: readout by the unitary that prepares the state and "
+        "its inverse; not in the totals",
+        "arXiv:2207.08800",
+    )
 
 
 def _or_infinite(count: Callable[[int, float], int], support: int, precision: float) -> float:
@@ -193,21 +239,33 @@ def _add_t_gates(lines: Lines, row: SolverRow) -> tuple[str, ...]:
             unit,
             f"runs × queries ({row.title}) × T gates a query",
         )
+        once = 0.0
+        if row.once:
+            finder = _row(row.once)
+            once = lines.add(
+                group,
+                f"norm_{key}",
+                f"finding ‖x‖ once, {where}",
+                lines[finder.key] * lines[f"query_{key}"],
+                unit,
+                f"queries ({finder.title}) × T gates a query; that it serves all copies is ours",
+                finder.source,
+            )
         lines.add(
             group,
             f"total_{key}",
             f"in all, {where}",
-            lines["copies"] * copy,
+            lines["copies"] * copy + once,
             unit,
-            "copies × T gates a copy",
+            "copies × T gates a copy" + (" + finding ‖x‖ once" if once else ""),
         )
     lines.add(
         group,
         "total_guaranteed",
         "in all, QROAM, with the proven number of copies",
-        lines["copies_guaranteed"] * lines["copy_qroam"],
+        lines["copies_guaranteed"] * lines["copy_qroam"] + (lines["norm_qroam"] if row.once else 0),
         unit,
-        "proven copies × T gates a copy",
+        "proven copies × T gates a copy" + (" + finding ‖x‖ once" if row.once else ""),
     )
     return ("copies", "runs", row.key, "query_qroam")
 
@@ -226,6 +284,17 @@ def _add_physical(lines: Lines, window: WindowSize) -> None:
         given.get("physical_qubits", math.nan),
         "qubits",
         estimate if "physical_qubits" in given else none,
+    )
+    budget = given.get("error_budget", math.nan)
+    lines.add(
+        "physical",
+        "error_budget",
+        "share of copies that may fail unseen",
+        budget,
+        "",
+        f"error budget of a copy; at most δ² = {window.readout_error**2:.2g}, or the readout fails"
+        if "error_budget" in given
+        else none,
     )
     known = "seconds_per_copy" in given
     lines.add(
@@ -273,57 +342,3 @@ def _add_classical(lines: Lines, window: WindowSize) -> None:
             "T gates/FLOP",
             "T gates in all / FLOP" if not math.isnan(flops) else missing,
         )
-
-
-# ---- The sentence --------------------------------------------------------------------------------
-
-
-def factor_name(key: str) -> str:
-    """What a factor of the T gates stands for, by its key.
-
-    Example:
-        >>> factor_name("copies"), factor_name("queries_shortcut")
-        ('readout', 'queries')
-    """
-    names = {"copies": "readout", "runs": "post-selection", "query_qroam": "loading"}
-    return names.get(key, "queries")
-
-
-def short(value: float) -> str:
-    """A number in two digits, or whole where it is small.
-
-    Example:
-        >>> short(7.21e8), short(23.0), short(1.5), short(4e-7), short(float("inf"))
-        ('7.2e8', '23', '1.5', '4e-7', '∞')
-    """
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    if value == 0 or 0.01 <= abs(value) < 1e4:
-        return f"{value:.2g}" if abs(value) < 10 else f"{value:,.0f}"
-    digits, _, exponent = f"{value:.1e}".partition("e")
-    return f"{digits.removesuffix('.0')}e{int(exponent)}" if exponent else digits
-
-
-def _sentence(lines: Lines, factors: tuple[str, ...], dominant: str, window: WindowSize) -> str:
-    if math.isinf(window.condition_number):
-        return (
-            "No number of queries is enough: the system's condition number κ is infinite, and so "
-            "are all totals."
-        )
-    if math.isinf(window.encoded_condition_number):
-        return (
-            "No number of queries is enough: the block encoding's subnormalization α is beyond "
-            "all floats, and so are all totals."
-        )
-    name = factor_name(dominant)
-    what = {"readout": "copies", "post-selection": "runs a copy", "queries": "queries a run"}
-    copies, runs, queries, query = (short(lines[key]) for key in factors)
-    text = (
-        f"{name.capitalize()} dominate{'' if name == 'queries' else 's'}, with "
-        f"{short(lines[dominant])} {what.get(name, 'T gates a query')}: {copies} copies × {runs} "
-        f"runs × {queries} queries × {query} T gates = {short(lines['total_qroam'])} T gates "
-        "(QROAM)"
-    )
-    if not math.isnan(lines["ratio_qroam"]):
-        text += f", {short(lines['ratio_qroam'])} for each classical FLOP"
-    return text + "."

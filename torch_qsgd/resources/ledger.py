@@ -43,13 +43,15 @@ class Ledger:
         window: what it was computed from, by name.
         entries: in the order in which they are shown.
         dominant: key of the entry that contributes the most to the T gates, as a factor.
-        sentence: one line that says so.
+        sentence: that says so, and ends with ``assumptions``.
+        assumptions: one sentence that lists what was assumed and not measured.
     """
 
     window: dict[str, Any]
     entries: list[Entry] = field(default_factory=list)
     dominant: str = ""
     sentence: str = ""
+    assumptions: str = ""
 
     def __getitem__(self, key: str) -> float:
         """The value of an entry by its key."""

@@ -203,19 +203,21 @@ def state_by_gates(nonzeros: int, qubits: int, error: float) -> float:
     return cost.t_gates + cost.rotations * rotation(error / max(cost.rotations, 1))
 
 
-def state_by_tables(size: int, bits: int, memory: bool = False) -> int:
+def state_by_tables(size: int, bits: int, memory: bool = False, states: int = 1) -> int:
     r"""T gates of a state of n amplitudes, whose angles are looked up level by level.
 
-    Qubit l is turned by one of 2ˡ angles, which the qubits before it choose: a lookup, a rotation
-    by an addition of b bits to a phase gradient (4b T gates), and the lookup undone.
+    Qubit l is turned by one of B·2ˡ angles, which the qubits before it and the number of the state
+    choose: a lookup, a rotation by an addition of b bits to a phase gradient (4b T gates), and the
+    lookup undone.
 
-    .. math:: \sum_{l < \lceil \log_2 n \rceil} \left( \mathrm{lookup}(2^l, b) + 4b
-        + \mathrm{undo}(2^l, b) \right)
+    .. math:: \sum_{l < \lceil \log_2 n \rceil} \left( \mathrm{lookup}(B 2^l, b) + 4b
+        + \mathrm{undo}(B 2^l, b) \right)
 
     Args:
         size: n, at least 1.
         bits: b, of an angle.
         memory: look up in :func:`qram`, twice; by default :func:`qroam` and :func:`erasure`.
+        states: B, of which another register chooses one.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -227,9 +229,10 @@ def state_by_tables(size: int, bits: int, memory: bool = False) -> int:
         (6284, 2880)
     """
     bits = require_integer("bits", bits, 1)
+    states = require_integer("states", states, 1)
     total = 0
     for level in range(index_bits(size)):
-        total += lookup_and_undo(1 << level, bits, memory) + 4 * bits
+        total += lookup_and_undo(states << level, bits, memory) + 4 * bits
     return total
 
 

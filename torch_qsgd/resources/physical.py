@@ -67,6 +67,7 @@ class PhysicalCost:
         tiles: Q', logical qubits with those that route between them.
         factories: T factories that work at once.
         cycle_seconds: one logical cycle, which one T gate takes.
+        error_budget: the probability that the run fails, and nobody sees it.
     """
 
     physical_qubits: int
@@ -75,12 +76,14 @@ class PhysicalCost:
     tiles: int
     factories: int
     cycle_seconds: float
+    error_budget: float
 
     def for_ledger(self) -> dict[str, float]:
         """What :class:`.WindowSize` takes as ``physical``."""
         return {
             "physical_qubits": float(self.physical_qubits),
             "seconds_per_copy": self.seconds,
+            "error_budget": self.error_budget,
         }
 
 
@@ -137,15 +140,20 @@ def physical_cost(t_gates: float, logical_qubits: int, error_budget: float = 1 /
         tiles=int(breakdown["algorithmicLogicalQubits"]),
         factories=int(breakdown["numTfactories"]),
         cycle_seconds=cycle,
+        error_budget=budget,
     )
 
 
-def physical_of(ledger: Ledger, error_budget: float = 1 / 3) -> PhysicalCost:
+def physical_of(ledger: Ledger, error_budget: float | None = None) -> PhysicalCost:
     """Physical qubits and wall time of one copy, by a ledger's own T gates and logical qubits.
+
+    A copy that failed unseen is read like a good one. A share of them shifts the probabilities that
+    the readout estimates by that share, and so the displacement by up to its square root: the
+    budget is δ² at most, and not the estimator's own 1/3.
 
     Args:
         ledger: made by :func:`torch_qsgd.resources.ledger`; its lines with tables in QROAM.
-        error_budget: as of :func:`physical_cost`.
+        error_budget: as of :func:`physical_cost`; by default δ², of the ledger's readout error.
 
     Raises:
         PhysicalUnavailable: without ``qdk``; an ``ImportError``.
@@ -157,7 +165,7 @@ def physical_of(ledger: Ledger, error_budget: float = 1 / 3) -> PhysicalCost:
         >>> from torch_qsgd.resources import WindowSize, ledger
         >>> found = ledger(WindowSize(parameters=10**6, active=10**5, steps=10))
         >>> physical_of(found).for_ledger().keys()
-        dict_keys(['physical_qubits', 'seconds_per_copy'])
+        dict_keys(['physical_qubits', 'seconds_per_copy', 'error_budget'])
     """
     gates, qubits = ledger["copy_qroam"], ledger["logical_qubits"]
     if not (gates <= sys.float_info.max and qubits <= MOST_QUBITS):
@@ -165,6 +173,8 @@ def physical_of(ledger: Ledger, error_budget: float = 1 / 3) -> PhysicalCost:
             f"one copy takes {gates:.3g} T gates on {qubits:.3g} logical qubits, and the resource "
             f"estimator is asked about finite numbers and {MOST_QUBITS:.0e} qubits at most"
         )
+    if error_budget is None:
+        error_budget = max(float(ledger.window["readout_error"]) ** 2, sys.float_info.min)
     return physical_cost(gates, round(qubits), error_budget)
 
 

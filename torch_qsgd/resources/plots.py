@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch_qsgd.resources.account import factor_name, short
 from torch_qsgd.resources.ledger import Entry, Ledger, ScalingCurve
+from torch_qsgd.resources.sentence import factor_name, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,7 +63,7 @@ def plot_ledger(ledger: Ledger, path: str | Path | None = None, *, title: str = 
     from matplotlib.patches import Patch
 
     rows = _rows(ledger)
-    figure = Figure(figsize=(10, 1.9 + 0.3 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(10, 2.5 + 0.3 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     finite = [e.value for _, e in rows if e.value > 0 and math.isfinite(e.value)]
@@ -168,7 +168,7 @@ def _label(entry: Entry, group: int) -> str:
 
 def _headline(figure: Figure, title: str, sentence: str) -> None:
     # A line break within "T gates" would be hard to read.
-    lines = textwrap.wrap(sentence.replace("T gates", "T\u00a0gates"), 100)
+    lines = textwrap.wrap(sentence.replace("T gates", "T\u00a0gates"), 110)
     figure.suptitle("\n".join([*([title] if title else []), *lines]), fontsize=10.5)
 
 
@@ -210,7 +210,8 @@ def plot_scaling(
     panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
     for axes, curve in zip(panels, curves, strict=True):
         _draw_curve(axes, curve)
-    panels[0].set_ylabel("T gates, or FLOPs, for one window")
+    known = any(math.isfinite(value) for curve in curves for value in curve.flops)
+    panels[0].set_ylabel(f"T gates{', or FLOPs,' * known} for one window")
     found = dict[str, Any]()
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()

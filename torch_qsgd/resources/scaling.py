@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch_qsgd.checks import require_integer, require_number, require_one_of
-from torch_qsgd.resources.account import ledger
+from torch_qsgd.resources.account import SOLVER, ledger
 from torch_qsgd.resources.ledger import ScalingCurve
 from torch_qsgd.resources.window import WindowSize
 
@@ -29,16 +29,18 @@ def scaling(
     over: str,
     values: Sequence[float] | None = None,
     *,
-    solver: str = "shortcut",
+    solver: str = SOLVER,
     regime: str = "T²",
+    system_of: Callable[[int], tuple[float, float]] | None = None,
 ) -> ScalingCurve:
     r"""The ledger's totals over n, T or the density, all else held.
 
     - ``"active"``: the model grows, at the density that it has. κ and s are held, s up to n.
-    - ``"steps"``: P(final) falls as states of equal length make it fall; batches grow where
-      each step has its own. A given κ is held (``regime="T"``: cost grows as T), grows as T + 1 + p
-      (``"T²"``), or as :math:`κ^{T'/T}` (``"exponential"``); where none is given, its bound
-      2(T+1+p) grows by itself.
+    - ``"steps"``: a given P(final) falls as states of equal length make it fall; batches grow where
+      each step has its own. κ and ‖ℒ‖ are those of ``system_of`` at each T. Without it, a given κ
+      is held (``regime="T"``), grows as T + 1 + p (``"T²"``), or as :math:`κ^{T'/T}`
+      (``"exponential"``), three extrapolations that no model backs; where none is given, 2(T+1+p)
+      grows by itself.
     - ``"density"``: the model is held, and s/n, for a column is pruned as often as a row.
 
     Classical FLOPs grow with the model and with T; not with the density, for dense arithmetic
@@ -49,7 +51,8 @@ def scaling(
         over: ``"active"``, ``"steps"`` or ``"density"``.
         values: of that number; by default n = 10⁴ … 10¹², T = 1 … 10⁴, density 0.001 … 1.
         solver: as of :func:`ledger`.
-        regime: how a given κ grows with T, see above; as of :class:`.Conditioning`.
+        regime: how a given κ grows with T, see above.
+        system_of: κ and ‖ℒ‖ of a window of T steps.
 
     Raises:
         ValueError: for an unknown name, no values, or one that is out of its range.
@@ -60,14 +63,14 @@ def scaling(
         >>> window = WindowSize(parameters=10**6, active=10**5, steps=10)
         >>> curve = scaling(window, "active", [1e5, 1e7])
         >>> [f"{gates:.0e}" for gates in curve.t_gates], curve.dominant
-        (['4e+15', '4e+18'], ['copies', 'copies'])
+        (['3e+14', '4e+17'], ['copies', 'copies'])
     """
     require_one_of("over", over, OVER)
     require_one_of("regime", regime, REGIMES)
     ascending = sorted(_checked(over, _VALUES[over] if values is None else values))
     resize: dict[str, Callable[[Any], WindowSize]] = {
         "active": lambda n: _with_active(window, n),
-        "steps": lambda steps: _with_steps(window, steps, regime),
+        "steps": lambda steps: _with_steps(window, steps, regime, system_of),
         "density": lambda density: _with_density(window, density),
     }
     sizes = [resize[over](value) for value in ascending]
@@ -137,7 +140,12 @@ def _row(nonzeros: float | None, factor: float, active: int) -> float | None:
     return None if nonzeros is None else min(max(nonzeros * factor, 1.0), active + 1.0)
 
 
-def _with_steps(window: WindowSize, steps: int, regime: str) -> WindowSize:
+def _with_steps(
+    window: WindowSize,
+    steps: int,
+    regime: str,
+    system_of: Callable[[int], tuple[float, float]] | None,
+) -> WindowSize:
     own = 1 < window.steps == window.batches
     batches = steps if own else min(window.batches, steps)
     sized = replace(window, steps=steps, batches=batches, bytes=None)
@@ -146,9 +154,15 @@ def _with_steps(window: WindowSize, steps: int, regime: str) -> WindowSize:
         odds = (1 / final - 1) * (steps / window.steps)
         final = 1 / (1 + odds)
     flops = window.flops
+    if system_of is None:
+        kappa, norm = _grown(window, sized, regime), window.norm
+    else:
+        kappa, norm = system_of(steps)
+        kappa, norm = max(kappa, math.nextafter(1, 2)), max(norm, 1.0)
     return replace(
         sized,
-        kappa=_grown(window, sized, regime),
+        kappa=kappa,
+        norm=norm,
         final_probability=final,
         flops=None if flops is None else flops * (steps / window.steps),
     )
