@@ -102,6 +102,8 @@ def test_without_normalisation_convolutions_have_biases_and_every_width_goes():
         ({"channels": 0}, r"width and channels must be positive, got .*'channels': 0"),
         ({"activation": "swish"}, r"activation must be one of relu, silu, gelu, tanh, got 'swish'"),
         ({"norm": "layer"}, r"norm must be one of batch, group, instance, none, got 'layer'"),
+        ({"activation": "slu"}, r"got 'slu'; did you mean 'silu'\?$"),
+        ({"norm": "bach"}, r"got 'bach'; did you mean 'batch'\?$"),
         ({"norm": "group", "width": 12}, r"width must be a multiple of 8 with group norm, got 12"),
     ],
     ids=str,

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from torch_qsgd.names import suggestion
+
 
 def require_integer(name: str, given: Any, least: int, most: float = math.inf) -> int:
     """Return an integer (Python's or NumPy's) from ``least`` to ``most``.
@@ -58,9 +60,11 @@ def require_number(
 
 
 def require_one_of(name: str, given: Any, allowed: tuple[str, ...]) -> None:
-    """Raise ``ValueError`` for a name that is not allowed."""
+    """Raise ``ValueError`` for a name that is not allowed, with the nearest that is."""
     if not isinstance(given, str) or given not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {given!r}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(allowed)}, got {given!r}{suggestion(given, allowed)}"
+        )
 
 
 def require_flag(name: str, given: Any) -> bool:

@@ -38,7 +38,10 @@ def load_json(path: str | Path) -> Any:
     """Read what :func:`save_json` has written.
 
     Raises:
-        ValueError: where it is no JSON.
+        ValueError: where it is no JSON. Who calls this names the file.
         OSError: where the file cannot be read.
     """
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"this is no JSON file: {error}") from error

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 import torchvision
 from torch import Tensor, nn
 
+from torch_qsgd.checks import require_one_of
 from torch_qsgd.names import from_module, nearest
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -138,9 +139,7 @@ def _check(classes: int, config: ResNetConfig) -> None:
     if config.width < 1 or config.channels < 1:
         raise ValueError(f"width and channels must be positive, got {asdict(config)}")
     for kind, known in (("activation", ACTIVATIONS), ("norm", NORMS)):
-        given = getattr(config, kind)
-        if given not in known:
-            raise ValueError(f"{kind} must be one of {', '.join(known)}, got {given!r}")
+        require_one_of(kind, getattr(config, kind), tuple(known))
     if config.norm == "group" and config.width % min(8, config.width):
         raise ValueError(f"width must be a multiple of 8 with group norm, got {config.width}")
 

@@ -12,17 +12,42 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+#: Shorter names are part of too many others.
+_SHORTEST_PART = 3
+
+
 def nearest(given: str, known: Iterable[str]) -> str | None:
     """The known name most like the given one; ``None`` where none is like it.
+
+    Case does not matter. Where no name is alike as a whole, it is the first that begins with the
+    given one, else the first that contains it; of a given name of three letters or more.
 
     Example:
         >>> nearest("hll", ["exact", "hhl", "qsvt"])
         'hhl'
+        >>> nearest("qsvt", ["exact", "hhl", "qsvt-relative"])
+        'qsvt-relative'
     """
     names = list(known)
     lowered = {name.lower(): name for name in reversed(names)}
-    near = difflib.get_close_matches(given.lower(), lowered, n=1)
-    return lowered[near[0]] if near else None
+    wanted = given.lower()
+    if near := difflib.get_close_matches(wanted, lowered, n=1):
+        return lowered[near[0]]
+    if len(wanted) < _SHORTEST_PART:
+        return None
+    parts = [name for name in names if wanted in name.lower()]
+    return next((n for n in parts if n.lower().startswith(wanted)), parts[0] if parts else None)
+
+
+def suggestion(given: object, known: Iterable[str]) -> str:
+    """The end of a message that refuses a name: the nearest known one, or nothing.
+
+    Example:
+        >>> "unknown solver 'hll'" + suggestion("hll", ["exact", "hhl", "qsvt"])
+        "unknown solver 'hll'; did you mean 'hhl'?"
+    """
+    near = nearest(given, known) if isinstance(given, str) else None
+    return "" if near is None else f"; did you mean {near!r}?"
 
 
 def by_name(given: str | T, kind: type[T], known: Mapping[str, type[T]], what: str) -> T:
@@ -47,9 +72,9 @@ def by_name(given: str | T, kind: type[T], known: Mapping[str, type[T]], what: s
     if isinstance(given, kind):
         return given
     if isinstance(given, str):
-        near = nearest(given, known)
-        hint = f"; did you mean {near!r}?" if near else ""
-        raise ValueError(f"unknown {what} {given!r}; known: {', '.join(sorted(known))}{hint}")
+        raise ValueError(
+            f"unknown {what} {given!r}; known: {', '.join(sorted(known))}{suggestion(given, known)}"
+        )
     raise TypeError(f"{what} must be a name or a {kind.__name__}, got {type(given).__name__}")
 
 
@@ -86,8 +111,7 @@ def from_module(reference: str, what: str) -> Any:
             sys.path.remove(here)
     for part in name.split("."):
         if not hasattr(found, part):
-            near = nearest(part, dir(found))
-            hint = f"; did you mean {near!r}?" if near else ""
+            hint = suggestion(part, dir(found))
             raise ValueError(f"{what} {reference!r}: {place} has no {part!r}{hint}")
         found = getattr(found, part)
     return found

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_qsgd.checks import require_one_of
 from torch_qsgd.pruning import METHODS
 
 #: Options of the cycle, which all parameters go through together: equal in every group.
@@ -45,12 +46,7 @@ def check_options(options: dict[str, Any]) -> None:
         "used with momentum > 0 and dampening = 0",
     )
     _require(0 < options["density"] <= 1, "density", options["density"], "in (0, 1]")
-    _require(
-        isinstance(options["pruning"], str) and options["pruning"] in METHODS,
-        "pruning",
-        options["pruning"],
-        f"one of {', '.join(METHODS)}",
-    )
+    require_one_of("pruning", options["pruning"], tuple(METHODS))
     _require_integer(options, "window", 0)
     _require_integer(options, "order", 1)
     _require_integer(options, "classical_steps", 0)

@@ -40,6 +40,32 @@ def test_the_program_ends_with_code_2_and_one_line_on_stderr(tmp_path: Path):
     assert line.startswith(f"error no data '{tmp_path / 'nowhere'}'")
 
 
+INTERRUPTED = """
+import runpy, sys
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "torch_qsgd.cli{where}":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["torch-qsgd", "report"]
+runpy.run_module("torch_qsgd", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("where", ["", ".train"])
+def test_ctrl_c_while_commands_are_imported_ends_without_a_traceback(where: str):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.format(where=where)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -70,3 +96,14 @@ def test_help_shows_an_example_of_known_options(command: str):
     assert "--data" in options
     listed = text.split("Options", 1)[1]
     assert all(re.search(rf"{option}\b", listed) for option in options)
+
+
+def test_the_help_of_the_program_has_an_example_of_each_command_that_runs_long():
+    text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).stdout
+    for command in ("train", "spectrum", "audit", "report"):
+        assert f"python -m torch_qsgd {command} " in text
+    (example,) = re.findall(r"python -m torch_qsgd audit (.+)", text)
+    listed = CliRunner().invoke(app, ["audit", "--help"], env={"COLUMNS": "200"}).stdout
+    options = re.findall(r"--[a-z-]+", example)
+    assert {"--data", "--lr"} <= set(options)
+    assert all(re.search(rf"{option}\b", listed.split("Options", 1)[1]) for option in options)

@@ -171,8 +171,47 @@ def test_a_damaged_file_is_refused_by_its_name(tmp_path: Path, text: str):
 
 
 def test_a_file_that_is_no_json_is_refused(tmp_path: Path):
-    (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
-    assert_refused(invoke(str(tmp_path / "picture.png")), r"picture\.png")
+    for name, content in (
+        ("picture.png", b"\x89PNG\xff"),
+        ("report.md", b"# Report\n"),
+        ("e", b""),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert_refused(
+            invoke(str(tmp_path / name)),
+            rf"^error [^:]*{re.escape(name)}: this is no JSON file: .*; SOURCE must be the JSON "
+            r"file of an audit or a report, or a folder that `torch-qsgd train` or",
+        )
+
+
+def test_a_json_file_of_something_else_is_refused_with_what_to_give(run: Path):
+    assert_refused(invoke(str(run / "monitor.json")), r"this is no report: .*; SOURCE must be the")
+
+
+# ---- What cannot be written ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", ["md", "html"])
+def test_a_form_that_cannot_be_written_loses_none_of_the_others(tmp_path: Path, lost: str):
+    (tmp_path / f"small.{lost}").mkdir()  # where a file cannot take its place
+    with pytest.raises(OSError, match=rf"small\.{lost}"):
+        small_report().write(tmp_path, "small")
+    kept = {"json", "md", "html"} - {lost}
+    assert {path.suffix[1:] for path in tmp_path.iterdir() if path.is_file()} == kept
+    assert list(leaves(Report.load(tmp_path / "small.json"))) == list(leaves(small_report()))
+    if lost == "md":
+        assert "</html>" in (tmp_path / "small.html").read_text(encoding="utf-8")
+
+
+class Unprintable(Report):
+    def to_markdown(self) -> str:
+        raise ArithmeticError("no such number")
+
+
+def test_markdown_that_fails_leaves_numbers_and_page(tmp_path: Path):
+    with pytest.raises(ArithmeticError, match="no such number"):
+        Unprintable("title", "audit").write(tmp_path, "small")
+    assert {path.name for path in tmp_path.iterdir()} == {"small.json", "small.html"}
 
 
 def test_an_output_that_cannot_be_made_is_refused(audit: Path):

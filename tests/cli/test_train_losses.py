@@ -42,6 +42,13 @@ def interrupted(outputs, labels):
         raise KeyboardInterrupt
     return F.cross_entropy(outputs, labels)
 
+def interrupted_in_second_spectrum(outputs, labels):
+    global calls
+    calls += torch.is_grad_enabled()
+    if calls > 11:
+        raise KeyboardInterrupt
+    return F.cross_entropy(outputs, labels)
+
 def each(outputs, labels):
     return F.cross_entropy(outputs, labels, reduction="none")
 
@@ -240,3 +247,31 @@ def test_ctrl_c_leaves_what_was_measured_and_a_report_that_says_so(tmp_path: Pat
     assert not report.complete
     assert any("interrupted" in note for note in report.notes)
     assert re.search(r"Windows of QuantumSGD", report.to_markdown())
+
+
+def test_ctrl_c_within_the_spectrum_of_an_upload_leaves_all_that_was_measured(
+    tmp_path: Path, losses: str
+):
+    options = [*FEW, "--warmup=2", "--windows=3", "--monitor"]
+    loss = f"{losses}:interrupted_in_second_spectrum"
+    outcome = invoke(tmp_path / "out", *options, "--loss", loss, "--json")
+    assert outcome.code == 130, outcome.exception
+    history = MonitorHistory.load(outcome.output / "monitor.json")
+    assert (len(history.records), len(history.windows)) == (1, 2)  # as is meant
+    assert json.loads(outcome.stdout)["complete"] is False
+    for name in ("curves.png", "monitor.png", "model.pt", "run.json"):
+        assert (outcome.output / name).stat().st_size > 0
+    assert invoke(outcome.output, str(outcome.output), command="report").code == 0
+    assert "</html>" in (outcome.output / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("picture", ["curves.png", "monitor.png"])
+def test_a_picture_that_fails_loses_nothing_else(tmp_path: Path, picture: str):
+    (tmp_path / picture).mkdir()
+    options = ["--warmup=2", "--windows=1", "--monitor", "--json"]
+    outcome = invoke(tmp_path, *FEW, *options)
+    assert isinstance(outcome.exception, IsADirectoryError), outcome.exception
+    files = {"curves.png", "monitor.png", "monitor.json", "model.pt", "run.json"}
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == files - {picture}
+    assert len(json.loads(outcome.stdout)["files"]) == len(files) - 1
+    assert report_of_run(tmp_path).complete

@@ -88,6 +88,19 @@ def test_windows_are_split_where_the_spectrum_that_judges_them_changes() -> None
     assert found == [(0, 0, 20), (24, 24, 5), (24, 29, 8), (40, 40, 20), (64, 64, 0)]
 
 
+def test_a_window_whose_first_spectrum_was_interrupted_is_passed_over(tmp_path: Path) -> None:
+    history = example()
+    known = [(s.start, r.step, t) for s, r, t in history.segments()]
+    for start in (70, 80):  # as two runs leave it, that were interrupted and went on
+        history.windows.append(WindowSpan(start))
+    found = [(s.start, r.step, t) for s, r, t in history.segments()]
+    assert found == [*known[:-1], (64, 64, 6)]  # the window before lasted until the next
+    figure = history.plot(tmp_path / "history.png")
+    assert (tmp_path / "history.png").stat().st_size > 20_000
+    (uploads,) = [line for line in figure.axes[1].lines if line.get_label() == "upload"]
+    assert list(uploads.get_xdata()) == [0, 24, 40, 64, 70, 80]
+
+
 def test_a_history_makes_the_round_trip_through_a_file(tmp_path: Path) -> None:
     history = example()
     history.records.append(record(80, 0, 1e5, 1.0, window=10**6))

@@ -13,7 +13,7 @@ import pytest
 from tests.report.sample import NASTY, nasty, sample
 from torch_qsgd.report.content import Report
 from torch_qsgd.report.figures_spectra import spectra
-from torch_qsgd.report.numbers import number
+from torch_qsgd.report.numbers import amount
 
 WIDE, NARROW = (1280, 900), (390, 844)
 
@@ -144,17 +144,17 @@ def test_the_verdicts_are_those_of_the_json(opened: Any) -> None:
     assert len(found) == len(plain["findings"])
     for row, finding in zip(found, plain["findings"], strict=True):
         value, limit = (float(finding[k]) for k in ("value", "threshold"))
-        expected = "not measured" if math.isnan(value) else number(value)
+        expected = "not measured" if math.isnan(value) else amount(value)
         span = ""
         if finding["low"] is not None:
-            span = f"{number(float(finding['low']))} to {number(float(finding['high']))}"
+            span = f"{amount(float(finding['low']))} to {amount(float(finding['high']))}"
         assert row == [
             finding["quantity"],
             finding["assumption"],
             expected,
             finding["unit"],
             span,
-            f"{finding['relation']} {number(limit)}",
+            f"{finding['relation']} {amount(limit)}",
             f"{icons[finding['verdict']]} {finding['verdict']}",
             finding["sentence"],
         ]
@@ -199,6 +199,38 @@ def test_the_slider_goes_through_the_spectra(opened: Any) -> None:
     slider.send_keys(Keys.HOME)
     assert opened.execute_script(curves)[0] == expected.frames[0].data[0]["y"]
     assert complaints(opened) == []
+
+
+def test_what_a_phone_does_not_show_at_once_is_said(opened: Any) -> None:
+    size(opened, *NARROW)
+    opened.refresh()
+    folded, top = opened.execute_script(
+        "const long = document.querySelector('details.long');"
+        "return [!long.open, document.querySelector('.plot').getBoundingClientRect().top]"
+    )
+    assert folded
+    assert top < 4 * NARROW[1]
+    open_all(opened)
+    boxes = (
+        "return [...document.querySelectorAll('.scroll')].map((box) => [box.scrollWidth"
+        " > box.clientWidth + 2, box.classList.contains('more'),"
+        " box.nextElementSibling.checkVisibility()])"
+    )
+    seen = opened.execute_async_script(
+        "const done = arguments[0]; setTimeout(() => done((() => {" + boxes + "})()), 200)"
+    )
+    assert {tuple(box) for box in seen} == {(True, True, True), (False, False, False)}
+    ended = opened.execute_async_script(
+        "const done = arguments[0];"
+        "const boxes = [...document.querySelectorAll('.scroll.more')];"
+        "boxes.forEach((box) => { box.scrollLeft = box.scrollWidth });"
+        "setTimeout(() => done(document.querySelectorAll('.scroll.more').length), 200)"
+    )
+    assert ended == 0
+    size(opened, *WIDE)
+    opened.refresh()
+    assert opened.execute_script("return document.querySelector('details.long').open")
+    open_all(opened)
 
 
 def test_dark_and_light_follow_the_reader(opened: Any) -> None:

@@ -194,6 +194,32 @@ def test_the_error_proxy_of_a_run_in_closed_form() -> None:
     assert named(figure, "download: length")["x"] == [10, 25]
 
 
+def test_an_error_proxy_that_hardly_changes_is_no_staircase() -> None:
+    figure = figures_spectra.proxy(history(0, nodes=(1e-7, 2e-6, 5e-6)))
+    assert figure is not None
+    total = [height for height in named(figure, "P(t)")["y"] if height is not None]
+    assert (np.diff(total) < 0).all()
+    assert 1 - 1e-4 < min(total) < max(total) == 1
+
+
+def test_a_wide_range_is_said_and_what_is_near_zero_is_grey() -> None:
+    seen = history(0, nodes=(-1.0, 0.0, 5.0))
+    figure = figures_spectra.spectra(seen)
+    assert figure is not None
+    middle = named(figure, "of these, not told from zero")
+    assert sum(middle["y"]) == pytest.approx(0.5, abs=0.3)
+    assert max(map(abs, middle["x"])) < 0.2
+    assert "in grey" in figure.caption
+    wide = replace(seen.records[0].spectrum, weights=np.array([0.1, 0.8, 0.1]))
+    seen.records[0] = replace(seen.records[0], spectrum=wide)
+    figure = figures_spectra.spectra(seen)
+    assert figure is not None
+    assert "anywhere from 10 to 90 % of 1\u202f000 eigenvalues" in figure.caption
+    plain = figures_spectra.spectra(history(0))
+    assert plain is not None
+    assert "in grey" not in plain.caption
+
+
 def test_an_error_proxy_that_explodes_stays_readable() -> None:
     figure = figures_spectra.proxy(history(0, nodes=(-9e4, 2.0, 5.0)))
     assert figure is not None

@@ -16,6 +16,7 @@ from tests.report.sample import NASTY, nasty, sample, trained
 from torch_qsgd.hessian.history import WindowSpan
 from torch_qsgd.report.content import Report
 from torch_qsgd.report.html import page
+from torch_qsgd.report.numbers import number
 from torch_qsgd.training import Evaluation
 
 
@@ -124,6 +125,62 @@ def test_all_parts_are_there_in_order(parsed: Parsed) -> None:
     assert "Not measured:" not in parsed.text
 
 
+def test_notes_stand_below_the_verdicts_or_the_title_and_once_each() -> None:
+    report = sample()
+    report.notes = ["Mind the first.", "Mind the second.", "Mind the first. "]
+    text = page(report)
+    verdicts, notes, measures = (
+        text.index(f'id="{key}"') for key in ("verdicts", "notes-part", "findings")
+    )
+    assert verdicts < notes < measures
+    assert text.count("Mind the first.") == text.count("Mind the second.") == 1
+    report.findings = []
+    text = page(report)
+    assert text.index("<h1>") < text.index('id="notes-part"') < text.index("<nav")
+    report.notes = []
+    assert 'id="notes-part"' not in page(report)
+
+
+def test_the_ledger_begins_with_its_key_numbers_and_names_its_window() -> None:
+    report = sample()
+    assert report.ledger is not None
+    values = {"physical_qubits": 2.5e7, "years": 3.21e6}
+    report.ledger.entries[:] = [
+        dataclasses.replace(entry, value=values.get(entry.key, entry.value))
+        for entry in report.ledger.entries
+    ]
+    report.ledger.window["physical"] = {"physical_qubits": 2.5e7}
+    report.ledger.window["origin"] = {"kappa": "measured"}
+    text = page(report)
+    (shown,) = re.findall(r'<dl class="numbers">(.*?)</dl>', text, re.DOTALL)
+    pairs = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", shown))
+    assert pairs["physical qubits"] == "2.5×10⁷"
+    assert pairs["time in all, on one such computer"] == "3.21×10⁶ years"
+    assert pairs["T gates in all, tables in QROAM"] == "1.22×10¹⁸"
+    assert len(pairs) == 5
+    parsed = Parsed(text)
+    drawn = parsed.plots["figures"]["ledger-2"]["layout"]["annotations"]
+    assert any("physical qubits" in note["text"] for note in drawn)
+    window = {row[0]: row[1] for row in parsed.tables["window"]}
+    assert window["active weights n"] == "1\u202f117\u202f396"
+    assert window["where the numbers come from"].endswith("of the system: measured")
+    assert not {"physical", "active", "solver_error"} & set(window)
+
+
+def test_losses_of_all_tables_have_five_digits() -> None:
+    report = sample()
+    assert report.pruning is not None
+    assert report.truncation is not None
+    assert report.transfer is not None
+    report.pruning.loss = report.truncation.loss_true = 2.193456
+    report.transfer.trials[0].losses[:] = [2.193456]
+    tables = Parsed(page(report)).tables
+    for key in ("pruning-table", "truncation-table", "trials"):
+        assert "2.1935" in {text for row in tables[key] for text in row}, key
+    final = report.runs[0].final.loss
+    assert number(final, 5) in tables["runs"][1]
+
+
 def test_tables_hold_the_reports_numbers(parsed: Parsed) -> None:
     report = sample()
     ledger, pruning, truncation = report.ledger, report.pruning, report.truncation
@@ -189,7 +246,8 @@ def test_a_training_run_misses_no_audit() -> None:
     parsed = Parsed(page(Report("run", "training run", runs=[quantum, plain], monitor=monitor)))
     assert "Not measured" not in parsed.text
     assert "quantum computer would need" not in parsed.text
-    assert list(parsed.plots["figures"]) == ["spectra", "proxy", "curves", "window-errors"]
+    assert list(parsed.plots["figures"]) == ["curves", "window-errors", "spectra", "proxy"]
+    assert "alidation" not in parsed.text
     alone = Parsed(page(Report("run", "training run", runs=[plain])))
     assert "Not measured: spectra of the Hessian" in alone.text
 

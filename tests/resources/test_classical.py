@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from tests.cases import classifier, image_batches, randn, seeded
 from torch_qsgd.resources.classical import StepCost, step_cost
@@ -234,6 +235,45 @@ def test_the_mode_decides_what_is_counted():
     in_eval = step_cost(noisy_classifier().eval(), F.cross_entropy, batch)
     assert in_training.flops == in_eval.flops
     assert in_training.elementwise > in_eval.elementwise
+
+
+@pytest.mark.parametrize("start", [None, 7.0])
+def test_weights_that_are_parametrized_cost_what_they_are_made_of(start: float | None):
+    batch, (inputs, outputs) = 5, (4, 6)
+    first, second = matmul(batch, inputs, outputs), matmul(batch, outputs, 1)
+    for kind, extra in ((weight_norm, 0), (spectral_norm, None)):
+        model = seeded(
+            lambda kind=kind: nn.Sequential(kind(nn.Linear(inputs, outputs)), nn.Linear(outputs, 1))
+        )
+        for p in model.parameters():
+            p.grad = None if start is None else torch.full_like(p, start)
+        gradients = [p.grad for p in model.parameters()]
+        before = copy.deepcopy(model.state_dict())
+        found = cost(model, torch.ones(batch, inputs))
+        products = 2 * first + 3 * second
+        if extra is None:
+            # One power iteration, Wv and Wᵀu; the estimate u·(Wv) is a product and a dot, and the
+            # gradient of W an outer product, which is one of elements.
+            assert found.flops > products
+            assert found.flops - products <= 4 * 2 * inputs * outputs
+        else:
+            assert found.flops == products
+        assert found == cost(model, torch.ones(batch, inputs))
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, before[name]), name
+        for p, gradient in zip(model.parameters(), gradients, strict=True):
+            assert p.grad is gradient
+            assert gradient is None or (gradient == start).all()
+
+
+def test_no_hook_is_told_of_a_gradient():
+    model = nn.Linear(3, 2)
+    told: list[Tensor] = []
+    model.weight.register_post_accumulate_grad_hook(told.append)
+    cost(model, torch.ones(4, 3))
+    assert told == []
+    model(torch.ones(4, 3)).sum().backward()
+    assert len(told) == 1
 
 
 def test_frozen_weights_cost_no_gradient():

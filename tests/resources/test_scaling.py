@@ -46,6 +46,14 @@ def test_over_the_density_rows_keep_their_share() -> None:
     assert len(set(curve.flops)) == 1
 
 
+def test_the_change_s_norm_follows_its_entries() -> None:
+    base = replace(BASE, row_nonzeros=500.0, largest_change=0.1, change_norm=2.0)
+    over_n = scaling(base, "active", [4 * 10**5])
+    check(over_n, [replace(base, parameters=4 * 10**6, active=4 * 10**5, change_norm=4.0)])
+    sparser = replace(base, active=10**4, row_nonzeros=50.0, change_norm=0.2)
+    check(scaling(base, "density", [0.01]), [sparser])
+
+
 def test_over_t_the_bound_grows_by_itself() -> None:
     curve = scaling(BASE, "steps", [5, 50], solver="qsvt-relative")
     check(curve, [replace(BASE, steps=steps) for steps in (5, 50)], "qsvt-relative")

@@ -226,7 +226,10 @@ class Conduct:
         if not spectra:
             raise ValueError("there is no spectrum")
         self.report.conditioning = conditioning(
-            *spectra[0], steps=self._plan.window, order=self._plan.order
+            *spectra[0],
+            steps=self._plan.window,
+            order=self._plan.order,
+            truncation=self.report.truncation,
         )
 
     def _ledger(self, tick: Tick) -> None:
@@ -281,11 +284,11 @@ def audit(
         lr, momentum, weight_decay: of SGD.
         validation: held-out data, likewise; by default the last batches of ``data``.
         density, pruning: as of :class:`torch_qsgd.QuantumSGD`.
-        window: T, steps of a window; 100, with ``quick`` 20.
+        window: T, steps of a window; 100, with ``quick`` 15.
         order: N, the highest truncation order measured; 3 costs three times as much as 2.
         classical_steps: dense steps between the windows of the training run.
         windows: of the training run; 3, with ``quick`` 2.
-        lanczos_steps, probes: of each spectrum; 40 and 2, with ``quick`` 15 and 2.
+        lanczos_steps, probes: of each spectrum; 40 and 2, with ``quick`` 12 and 2.
         spectrum_batches: batches of the loss whose Hessian is looked at; 2, with ``quick`` 1.
         held_out_samples: to evaluate on, in whole batches; 1024, with ``quick`` 128.
         rows: of the Hessian to probe; 60, with ``quick`` 6, which cannot show it sparse.

@@ -41,7 +41,7 @@ from torch_qsgd.report.measurements import Truncation
 
 Array = NDArray[np.float64]
 
-#: Logarithm of the growth from which on a growing mode alone decides.
+#: Logarithm of a mode's growth from which on it alone decides, to about its inverse.
 _DOMINANT = math.log(1e5)
 #: Rows up to which singular values are dense ones.
 _DENSE = 200
@@ -168,7 +168,7 @@ def _ends(step: Array, steps: int, idle: int, order: int) -> tuple[float, float]
     if not (np.abs(power) < 1e150).all():
         return math.inf, 0.0
     largest = _largest(power, steps, idle)
-    if growth > _DOMINANT:
+    if growth > order * _DOMINANT:
         return largest, _dominated(step, growth, steps, idle, order)
     return largest, 1 / _inverse_norm(power, steps, idle)
 

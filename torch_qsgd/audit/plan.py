@@ -20,9 +20,9 @@ _FULL = {
     "cubic_iterations": 10,
 }
 _QUICK = {
-    "window": 20,
+    "window": 15,
     "windows": 2,
-    "lanczos_steps": 15,
+    "lanczos_steps": 12,
     "probes": 2,
     "spectrum_batches": 1,
     "held_out_samples": 128,

@@ -25,6 +25,8 @@ def _main() -> None:
 
     python -m torch_qsgd spectrum --data digits --checkpoint runs/demo/model.pt --lr 0.01
 
+    python -m torch_qsgd audit --data digits --lr 0.01 --quick
+
     python -m torch_qsgd report runs/demo
     """
 

@@ -43,7 +43,7 @@ def audit_command(
     density: Annotated[float, typer.Option(help="Share of prunable weights kept.")] = 0.1,
     pruning: Annotated[str, typer.Option(help="How masks are chosen.")] = "magnitude",
     window: Annotated[
-        int | None, typer.Option(help="Steps in a window, T: 100, or 20 with --quick.")
+        int | None, typer.Option(help="Steps in a window, T: 100, or 15 with --quick.")
     ] = None,
     order: Annotated[int, typer.Option(help="Highest truncation order, N.")] = 2,
     classical_steps: Annotated[int, typer.Option(help="Dense steps between windows.")] = 10,
@@ -64,7 +64,7 @@ def audit_command(
         typer.Option(min=1, help="Side in pixels: the images' own, or 32 with --quick."),
     ] = None,
     lanczos_steps: Annotated[
-        int | None, typer.Option(help="Lanczos steps a probe: 40, or 15 with --quick.")
+        int | None, typer.Option(help="Lanczos steps a probe: 40, or 12 with --quick.")
     ] = None,
     probes: Annotated[int | None, typer.Option(help="Random probes: 2.")] = None,
     rows: Annotated[

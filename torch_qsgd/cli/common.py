@@ -16,7 +16,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from torch_qsgd.models import ACTIVATIONS, NORMS
-from torch_qsgd.names import from_module, nearest
+from torch_qsgd.names import from_module, suggestion
 from torch_qsgd.training import LossFunction
 
 # ---- Options -------------------------------------------------------------------------------------
@@ -65,7 +65,9 @@ def usable_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"unknown device {name!r}; here: {', '.join(here)}") from None
+        known = [*(["cuda"] if torch.cuda.is_available() else []), *here]
+        hint = "; a GPU is 'cuda'" if "gpu" in name.lower() else suggestion(name, known)
+        raise ValueError(f"unknown device {name!r}; here: {', '.join(here)}{hint}") from None
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # PyTorch built without it asserts
@@ -109,10 +111,9 @@ def build_loss(name: str) -> LossFunction:
     if name in LOSSES:
         return LOSSES[name]
     if ":" not in name:
-        near = nearest(name, LOSSES)
-        hint = f"; did you mean {near!r}?" if near else ""
         raise ValueError(
-            f"unknown loss {name!r}; known: {', '.join(LOSSES)}, module:function{hint}"
+            f"unknown loss {name!r}; known: {', '.join(LOSSES)}, module:function"
+            f"{suggestion(name, LOSSES)}"
         )
     found = from_module(name, "loss")
     try:

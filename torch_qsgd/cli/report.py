@@ -19,6 +19,11 @@ from torch_qsgd.report.from_run import RUN_FILE, report_of_run
 
 AUDIT_FILE, NAME = "audit.json", "report"
 
+_SOURCES = (
+    "SOURCE must be the JSON file of an audit or a report, or a folder that `torch-qsgd train` or "
+    "`torch-qsgd audit` wrote to"
+)
+
 
 def report_command(
     source: Annotated[
@@ -83,7 +88,12 @@ def read_source(source: Path) -> tuple[Report, Path]:
         hint = f"; did you mean '{source.parent / near}'?" if near else ""
         raise ValueError(f"{source} is not there{hint}")
     folder = source.parent
-    return (report_of_run(folder) if source.name == RUN_FILE else Report.load(source)), folder
+    if source.name == RUN_FILE:
+        return report_of_run(folder), folder
+    try:
+        return Report.load(source), folder
+    except ValueError as error:
+        raise ValueError(f"{error}; {_SOURCES}") from error
 
 
 def _hint(folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rich.table import Table
 from torch import nn
 
 from torch_qsgd.cli import common
-from torch_qsgd.hessian import DissipativityMonitor
+from torch_qsgd.hessian import DissipativityMonitor, MonitorHistory
 from torch_qsgd.hessian.masses import counted
 from torch_qsgd.report.from_run import MONITOR_FILE, RUN_FILE
 from torch_qsgd.training import History, WindowReport
@@ -88,30 +89,52 @@ class TrainReport:
     complete: bool = False
 
     def write(self, model: nn.Module, monitor: DissipativityMonitor | None) -> None:
-        """Print and write, where there is a measurement."""
+        """Print and write, where there is a measurement: numbers and weights before pictures.
+
+        Raises:
+            Exception: of the first picture that failed, after all the rest was written.
+        """
         from torch_qsgd.report.curves import plot_curves
 
         measured = [run for run in self.runs if run.evaluations]
         if not measured:
             return
         self.console.print(self._summary(measured))
-        files = {
-            "curves": self.output / "curves.png",
-            "log": self.output / RUN_FILE,
-            "weights": self.output / "model.pt",
-        }
+        files = {"log": self.output / RUN_FILE, "weights": self.output / "model.pt"}
         log = self._log(measured)
         common.write_json(files["log"], log)
-        unit = "nats" if self.settings.get("loss") == "cross-entropy" else ""
-        plot_curves(measured, files["curves"], self.title, unit)
         torch.save(model.state_dict(), files["weights"])
+        unit = "nats" if self.settings.get("loss") == "cross-entropy" else ""
+        pictures: dict[str, tuple[Path, Callable[[Path], object]]] = {
+            "curves": (
+                self.output / "curves.png",
+                lambda path: plot_curves(measured, path, self.title, unit),
+            )
+        }
+        if monitor is not None and monitor.history.records:
+            history = monitor.history
+            files["monitor"] = self.output / MONITOR_FILE
+            history.save(files["monitor"])
+            pictures["spectra"] = (
+                self.output / "monitor.png",
+                lambda path: history.plot(path, title=self.title),
+            )
+        failures: list[Exception] = []
+        for name, (path, draw) in pictures.items():
+            try:
+                draw(path)
+                files[name] = path
+            except Exception as error:  # raised once all the rest is written
+                failures.append(error)
         for name, path in files.items():
             common.say(self.console, f"{name}: {path}")
-        if monitor is not None and monitor.history.records:
-            files |= self._write_monitor(monitor)
+        if "monitor" in files:
+            common.say(self.console, _watched(history))
         common.say(self.console, f"report: torch-qsgd report {self.output}")
         if self.as_json:
             print(common.as_json({**log, "files": {k: str(path) for k, path in files.items()}}))
+        if failures:
+            raise failures[0]
 
     def _log(self, runs: list[History]) -> dict[str, Any]:
         """What :func:`torch_qsgd.report.from_run.report_of_run` reads."""
@@ -139,18 +162,13 @@ class TrainReport:
             )
         return table
 
-    def _write_monitor(self, monitor: DissipativityMonitor) -> dict[str, Path]:
-        history = monitor.history
-        picture, data = self.output / "monitor.png", self.output / MONITOR_FILE
-        history.save(data)
-        history.plot(picture, title=self.title)
-        ended = sum(span.triggered for span in history.windows)
-        common.say(
-            self.console,
-            f"monitor: {picture}, {data}\n"
-            f"  {counted(len(history.records), 'spectrum', 'spectra')}, "
-            f"{counted(history.products, 'product')}, "
-            f"{history.seconds:.1f} s, {history.share:.0%} of the run; "
-            f"ended {ended} of {counted(len(history.windows), 'window')}",
-        )
-        return {"monitor": data, "spectra": picture}
+
+def _watched(history: MonitorHistory) -> str:
+    """What the monitor cost and did."""
+    ended = sum(span.triggered for span in history.windows)
+    return (
+        f"  {counted(len(history.records), 'spectrum', 'spectra')}, "
+        f"{counted(history.products, 'product')}, "
+        f"{history.seconds:.1f} s, {history.share:.0%} of the run; "
+        f"ended {ended} of {counted(len(history.windows), 'window')}"
+    )

@@ -134,13 +134,18 @@ class MonitorHistory:
         return self.seconds / self.elapsed if self.elapsed > 0 else 0.0
 
     def segments(self) -> Iterator[tuple[WindowSpan, SpectrumRecord, int]]:
-        """Each spectrum by which a window was judged, with the t at which it stopped to be."""
+        """Each spectrum by which a window was judged, with the t at which it stopped to be.
+
+        A window has none where its first spectrum was interrupted.
+        """
         for number, span in enumerate(self.windows):
             following = self.windows[number + 1].start if number + 1 < len(self.windows) else None
             mine = [
                 r for r in self.records if r.taken != "download" and r.window_start == span.start
             ]
-            last = max([span.start, *(r.step for r in mine)])
+            if not mine:
+                continue
+            last = max(r.step for r in mine)
             stop = span.stop if span.stop is not None else following or last
             ends = [*(r.window_step for r in mine[1:]), max(stop, last) - span.start]
             yield from ((span, r, t) for r, t in zip(mine, ends, strict=True))

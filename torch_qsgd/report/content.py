@@ -153,8 +153,13 @@ class Report:
     def write(self, folder: str | Path, name: str) -> list[Path]:
         """Write ``name``.json, .md and .html into a folder, which is made if need be.
 
+        A form that fails keeps none of the others from being written: the numbers come first.
+
         Returns:
             The paths, in that order.
+
+        Raises:
+            OSError: where one cannot be written; for Markdown or HTML after the rest is written.
         """
         from torch_qsgd.files import replaced
 
@@ -162,9 +167,12 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{name}.{ending}" for ending in ("json", "md", "html")]
         self.save(paths[0])
-        for path, text in zip(paths[1:], (self.to_markdown(), self.to_html()), strict=True):
-            with replaced(path) as partial:
-                partial.write_text(text, encoding="utf-8")
+        try:
+            with replaced(paths[1]) as partial:
+                partial.write_text(self.to_markdown(), encoding="utf-8")
+        finally:
+            with replaced(paths[2]) as partial:
+                partial.write_text(self.to_html(), encoding="utf-8")
         return paths
 
 

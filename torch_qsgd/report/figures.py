@@ -96,7 +96,22 @@ def rounded(values: ArrayLike, digits: int = 5) -> list[float | None]:
         [0.33333, None, 666670000.0]
     """
     flat = np.asarray(values, dtype=np.float64).reshape(-1).tolist()
-    return [float(f"{v:.{digits}g}") if math.isfinite(v) else None for v in flat]
+    near = [float(f"{v:.{digits}g}") for v in flat]
+    # The largest numbers of all would become infinite.
+    return [
+        (short if math.isfinite(short) else v) if math.isfinite(v) else None
+        for short, v in zip(near, flat, strict=True)
+    ]
+
+
+def power_of_ten(exponent: float) -> float:
+    """10 to a power, but neither 0 nor infinity: beyond what a number holds, the next it does.
+
+    Example:
+        >>> power_of_ten(-2), power_of_ten(309), power_of_ten(-324.5)
+        (0.01, 1e+308, 1e-323)
+    """
+    return float(10.0 ** min(max(exponent, -323), 308))
 
 
 def known(values: Iterable[float | None], positive: bool = False) -> list[float]:
@@ -149,8 +164,8 @@ def tick(value: float, powers: bool) -> str:
     size = abs(value)
     if not powers or size == 0:
         return f"{sign}{whole(int(size)) if size == int(size) else f'{size:.12g}'}"
-    exponent = math.floor(math.log10(size) + 1e-9)
-    first = round(size / 10.0**exponent)
+    exponent = max(math.floor(math.log10(size) + 1e-9), -323)  # the least that a float holds
+    first = round(size / power_of_ten(exponent))
     if exponent in (0, 1):
         return f"{sign}{first * 10**exponent}"
     power = "10" + str(exponent).translate(_SUPERSCRIPTS)
@@ -203,16 +218,16 @@ def log_axis(
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:
     """Numbers to label between two powers of ten, given by their exponents."""
-    decades = range(math.ceil(low), math.floor(high) + 1)
+    decades = range(max(math.ceil(low), -323), min(math.floor(high), 308) + 1)
     if len(decades) >= 3:
         step = math.ceil(len(decades) / most)
         return [10.0**e for e in decades if e % step == 0]
     for digits in ((1, 2, 5), (1, 2, 3, 4, 5, 6, 7, 8, 9)):
         found = [
             digit * 10.0**e
-            for e in range(math.floor(low), math.floor(high) + 1)
+            for e in range(max(math.floor(low), -323), min(math.floor(high), 308) + 1)
             for digit in digits
-            if low <= math.log10(digit) + e <= high
+            if low <= math.log10(digit) + e <= min(high, 308.25)
         ]
         if len(found) >= 3:
             break
@@ -227,8 +242,12 @@ def symlog(values: ArrayLike, linear: float) -> Any:
         array([-3. ,  0. ,  0.5,  1. ,  2. ])
     """
     given = np.asarray(values, dtype=np.float64)
-    sizes = np.abs(given) / linear
-    return np.sign(given) * np.where(sizes <= 1, sizes, 1 + np.log10(np.maximum(sizes, 1)))
+    sizes = np.abs(given)
+    # A quotient of the largest number and a small one would be infinite.
+    decades = np.log10(np.maximum(sizes, linear)) - math.log10(linear)
+    return np.sign(given) * np.where(
+        sizes <= linear, np.minimum(sizes, linear) / linear, 1 + decades
+    )
 
 
 def symlog_axis(
@@ -247,7 +266,7 @@ def symlog_axis(
     first = round(math.log10(linear))
     step = max(1, math.ceil((max(ends[1], 0) + max(-ends[0], 0)) / most))
     longest = math.floor(max(abs(ends[0]), abs(ends[1]), 1) + 1e-9)
-    sizes = [10.0 ** (first + k) for k in range(longest)]
+    sizes = [10.0 ** (first + k) for k in range(longest) if first + k <= 308]
     named = set(sizes[::-1][::step])
     ticks = [*(-v for v in sizes[::-1]), 0.0, *sizes]
     powers = min(named) < 1e-2 or max(named) > 1e3

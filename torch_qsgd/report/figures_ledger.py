@@ -20,7 +20,7 @@ from torch_qsgd.report.figures import (
     shortened,
     tick,
 )
-from torch_qsgd.report.numbers import number
+from torch_qsgd.report.numbers import number, with_unit
 from torch_qsgd.report.palette import BLUE, GREEN, INK, PAPER, VERMILION
 from torch_qsgd.resources import Entry, Ledger, ScalingCurve
 
@@ -40,12 +40,13 @@ def bars(ledger: Ledger) -> list[Figure]:
     A chart none of whose entries has a length is left out.
     """
     by_key = {entry.key: entry for entry in ledger.entries}
+    physical = known([by_key["physical_qubits"].value]) if "physical_qubits" in by_key else []
     solver = f"queries_{ledger.window.get('solver', '')}".replace("-", "_")
     factors = ("query_qroam", solver, "runs", "copies", "copy_qroam", "total_qroam", "total_qram")
     charts = {
         "From one query to the whole window": [*factors, "flops"],
         "Queries of one run, solver by solver": _keys(ledger, "queries"),
-        "Qubits": _keys(ledger, "qubits"),
+        "Qubits": [*_keys(ledger, "qubits"), *(["physical_qubits"] if physical else [])],
     }
     shown = [
         (title, [by_key[key] for key in keys if key in by_key]) for title, keys in charts.items()
@@ -54,6 +55,23 @@ def bars(ledger: Ledger) -> list[Figure]:
     return [
         _bars(f"ledger-{place}", title, found, ledger.dominant)
         for place, (title, found) in enumerate(shown)
+    ]
+
+
+def totals(ledger: Ledger) -> list[tuple[str, str]]:
+    """The few numbers that say most, by name, where they are known."""
+    named = (
+        ("total_qroam", "T gates in all, tables in QROAM", ""),
+        ("physical_qubits", "physical qubits", ""),
+        ("years", "time in all, on one such computer", "years"),
+        ("flops", "classical operations, same steps", "FLOP"),
+        ("ratio_qroam", "T gates for one classical operation", ""),
+    )
+    values = {entry.key: entry.value for entry in ledger.entries}
+    return [
+        (words, with_unit(values[key], unit))
+        for key, words, unit in named
+        if not math.isnan(values.get(key, math.nan))
     ]
 
 
@@ -74,7 +92,7 @@ def _bars(key: str, title: str, entries: list[Entry], dominant: str) -> Figure:
     low = math.floor(math.log10(min(there)) - 0.5) - 1
     high = math.log10(max(there))
     end = high + 0.3 * (high - low)  # room for the value
-    decades = range(low, math.floor(end) + 1)
+    decades = range(max(low, -323), min(math.floor(end), 308) + 1)
     ticks = [10.0**e for e in decades if (e - low) % math.ceil(len(decades) / 5) == 0]
     names = [_name(entry, with_unit=len(units) > 1) for entry in entries]
     rows, bottom = [], 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from torch_qsgd.hessian import MonitorHistory, Spectrum
 from torch_qsgd.hessian.history import SpectrumRecord, WindowSpan
 from torch_qsgd.hessian.history_plot import bin_shares, bound_formula
-from torch_qsgd.hessian.masses import counted, with_range
+from torch_qsgd.hessian.masses import counted, percent_range, with_range
 from torch_qsgd.report.figures import (
     Figure,
     Frame,
@@ -22,14 +22,14 @@ from torch_qsgd.report.figures import (
     layout,
     line,
     log_axis,
-    marks,
-    panels,
+    power_of_ten,
     rounded,
     steps_axis,
     symlog,
     symlog_axis,
     tick,
 )
+from torch_qsgd.report.figures_strip import strip_axes, strip_marks, with_strip
 from torch_qsgd.report.numbers import number, whole
 from torch_qsgd.report.palette import GREEN, GREY, INK, NEGATIVE, POSITIVE, PURPLE, faint
 
@@ -39,6 +39,8 @@ _NEAR = 0.03  # share of eigenvalues that may lie in the linear part without mor
 _FRAMES = 100  # at most; a page holds no more
 _POINTS = 4000  # of all curves of the error proxy together
 _SPANS = 300  # windows drawn at most
+_WIDE = 0.5  # share of eigenvalues whose sign cannot be told, above which that is what is said
+_AROUND = 6  # bins on either side of zero, over which what cannot be told from it is spread
 _REASONS = (("triangle-up", GREEN), ("square", PURPLE), ("diamond", INK), ("x", NEGATIVE))
 
 
@@ -70,19 +72,22 @@ def spectra(history: MonitorHistory) -> Figure | None:
     lowest = 0.2 / max(s.dimension for _, s in drawn)
     shares = [[scale.shares(s, sign) for sign in (-1, 1)] for _, s in drawn]
     highest = 1.6 * max(float(part.max()) for pair in shares for part in pair)
+    near_zero = any(_near_zero(s).sum() > lowest for _, s in drawn)
     frames = []
     for (record, spectrum), pair in zip(drawn, shares, strict=True):
         data = [{"y": rounded(np.maximum(part, lowest / 2), 3)} for part in pair]
         data += _levels(record, spectrum, scale, (lowest, highest))
+        data += [{"y": rounded(scale.unresolved(spectrum, lowest), 3)}] if near_zero else []
         frames.append(Frame(label_of(record), _summary(record, spectrum), data))
     base = [_side(scale, sign) for sign in (-1, 1)] + _level_looks()
+    base += [_middle(scale)] if near_zero else []
     least = min(s.lambda_min for _, s in drawn)
     limits = [r.dynamics.largest_stable for r, _ in drawn]
     right = max([largest, *(limit for limit in limits if limit <= 10 * largest)])
     return Figure(
         "spectra",
         "Spectrum of the Hessian" + (" along training" if len(frames) > 1 else ""),
-        _spectra_caption(frames, len(taken), len(history.records), scale),
+        _spectra_caption(frames, len(taken), len(history.records), scale, near_zero),
         [{**trace, **change} for trace, change in zip(base, frames[0].data, strict=True)],
         layout(
             400,
@@ -107,13 +112,13 @@ class _Scale:
 
     def __init__(self, spectra: list[Spectrum]) -> None:
         self.largest = max(float(np.abs(s.nodes).max()) for s in spectra) or 1.0
-        top = math.ceil(math.log10(self.largest))
+        top = min(math.ceil(math.log10(self.largest)), 308)
         sizes = np.concatenate([np.abs(s.nodes) for s in spectra])
         shares = np.concatenate([s.weights for s in spectra]) / len(spectra)
         order = np.argsort(sizes)
         small = sizes[order][np.searchsorted(np.cumsum(shares[order]), _NEAR)]
         least = math.floor(math.log10(small)) if small > 0 else top - _DECADES
-        self.linear = 10.0 ** min(max(least, top - _DECADES), top - 1)
+        self.linear = power_of_ten(min(max(least, top - _DECADES), top - 1))
         self.top = float(symlog(self.largest, self.linear)) + 0.05
         self.edges = np.linspace(0, self.top, _BINS + 1)
         self.centres = (self.edges[1:] + self.edges[:-1]) / 2
@@ -126,6 +131,31 @@ class _Scale:
         found = bin_shares(spectrum, sign, self.linear, self.edges)
         found = np.concatenate([found[:1], found])
         return found[::-1] if sign < 0 else found
+
+    def unresolved(self, spectrum: Spectrum, lowest: float) -> Any:
+        """The part of them that cannot be told from zero, in the bins next to it."""
+        mass = _near_zero(spectrum)
+        alone = replace(spectrum, nodes=np.zeros(1), weights=np.ones(1), exact=np.ones(1, bool))
+        half = mass.sum() * bin_shares(alone, 1, self.linear, self.edges)[:_AROUND]
+        return np.maximum([*half[::-1], half[0], *half], lowest / 2)
+
+
+def _near_zero(spectrum: Spectrum) -> Any:
+    """Mass of each node that cannot be told from zero, and 0 for the others."""
+    return np.where(np.abs(spectrum.nodes) <= spectrum.resolution, spectrum.weights, 0.0)
+
+
+def _middle(scale: _Scale) -> Trace:
+    """What cannot be told from zero, over the bins next to it."""
+    places = scale.centres[:_AROUND]
+    name = "of these, not told from zero"
+    return {
+        **line([*-places[::-1], 0, *places], [], name, GREY),
+        "fill": "tozeroy",
+        "fillcolor": faint(GREY),
+        "line": {"color": GREY, "width": 1.5},
+        "hovertemplate": "not told from zero<br>share %{y:.3g}<extra></extra>",
+    }
 
 
 def _side(scale: _Scale, sign: int) -> Trace:
@@ -182,14 +212,20 @@ def _summary(record: SpectrumRecord, spectrum: Spectrum) -> str:
     best = (
         "never" if math.isinf(record.best_window) else f"from step {number(record.best_window)} on"
     )
+    limits = spectrum.negative_mass_range
+    of = f"of {whole(spectrum.dimension)} eigenvalues"
+    negative = f"{with_range(spectrum.negative_mass, limits)} {of}"
+    if limits[1] - limits[0] > _WIDE:
+        negative = f"anywhere from {percent_range(limits)} {of}: more cannot be told"
     return (
         f"λ from {number(spectrum.lambda_min)} to {number(spectrum.lambda_max)}; negative: "
-        f"{with_range(spectrum.negative_mass, spectrum.negative_mass_range)} of "
-        f"{whole(spectrum.dimension)} eigenvalues; the error proxy rises {best}."
+        f"{negative}; the error proxy rises {best}."
     )
 
 
-def _spectra_caption(frames: list[Frame], taken: int, records: int, scale: _Scale) -> str:
+def _spectra_caption(
+    frames: list[Frame], taken: int, records: int, scale: _Scale, near_zero: bool
+) -> str:
     bins = round(_BINS / scale.top)
     near = tick(scale.linear, powers=scale.linear < 1e-3)
     parts = [
@@ -198,7 +234,7 @@ def _spectra_caption(frames: list[Frame], taken: int, records: int, scale: _Scal
         "which every step of the window amplifies, and for modes right of the dotted line, which "
         "the learning rate is too large for. Isolated peaks on the right are single eigenvalues; "
         "the bulk is spread over its quadrature nodes, and what cannot be told from zero stands "
-        "half on either side."
+        "half on either side" + (", in grey." if near_zero else ".")
     ]
     if len(frames) > 1:
         parts.append("The slider goes through training; arrow keys move it by one spectrum.")
@@ -298,13 +334,15 @@ def _proxy_of_run(
     if max(map(abs, changes), default=0.0) > 20:
         change = symlog_axis("change of P", 1.0, min(changes), max(changes), domain=below, most=6)
         columns[1:] = [symlog(column, 1.0).tolist() for column in columns[1:]]
+    digits = _digits(heights)
     data = [
-        line(steps, columns[0], "P(t)", INK),
+        {**line(steps, columns[0], "P(t)", INK), "y": rounded(columns[0], digits)},
         line(steps, columns[1], "change by positive modes", POSITIVE, "solid", yaxis="y2"),
         line(steps, columns[2], "change by negative modes", NEGATIVE, "dash", yaxis="y2"),
         *_ends(history.windows),
     ]
     first, last = known(steps)[0], max(history.last_step, known(steps)[0] + 1)
+    first -= 0.02 * (last - first)  # the first upload would lie on the axis
     title = "error proxy P"
     return Figure(
         "proxy",
@@ -330,38 +368,12 @@ def _proxy_of_run(
     )
 
 
-# ---- Uploads and downloads -----------------------------------------------------------------------
-
-
-def with_strip(heights: list[float]) -> list[list[float]]:
-    """Shares of a figure's height: for uploads and downloads, and for the panels below them."""
-    return [[0.94, 1.0], *([0.92 * low, 0.92 * high] for low, high in panels(heights))]
-
-
-def strip_axes(domain: list[float], steps: list[float]) -> dict[str, Any]:
-    """Axes that are not drawn, on which uploads and downloads are marked."""
-    unseen = {"visible": False, "fixedrange": True}
-    return {
-        "yaxis3": {"domain": domain, "range": [-1, 1], "anchor": "x2", **unseen},
-        "xaxis2": {"range": steps, "matches": "x", "anchor": "y3", "visible": False},
-    }
-
-
-def strip_marks(steps: Iterable[float], name: str, colour: str, symbol: str, above: bool) -> Trace:
-    """Marks in that strip; uploads above, downloads below."""
-    at = list(steps)
-    return marks(
-        at,
-        [0.5 if above else -0.5] * len(at),
-        name,
-        colour,
-        symbol,
-        xaxis="x2",
-        yaxis="y3",
-        hoverinfo="x+name",
-        hoverlabel={"namelength": -1},
-        cliponaxis=False,
-    )
+def _digits(heights: list[float]) -> int:
+    """Significant ones with which a curve that hardly changes is no staircase."""
+    if not heights or max(heights) == min(heights):
+        return 5
+    relative = (max(heights) - min(heights)) / max(heights)
+    return min(max(4 - math.floor(math.log10(relative)), 5), 15)
 
 
 def _ends(windows: list[WindowSpan]) -> list[Trace]:

@@ -22,16 +22,17 @@ from torch_qsgd.report.figures import (
     steps_axis,
     thinned,
 )
-from torch_qsgd.report.figures_spectra import strip_axes, strip_marks, with_strip
+from torch_qsgd.report.figures_strip import strip_axes, strip_marks, with_strip
 from torch_qsgd.report.palette import faint
 from torch_qsgd.training import Evaluation, History
 
 _POINTS = 1500  # of a curve, at most about
 _SHADES = 300  # windows shaded and marked, at most
+_ROOM = 0.02  # left of the first step, over the last
 
 
 def curves(runs: Sequence[History]) -> Figure | None:
-    """Validation loss and accuracy of the runs over their steps.
+    """Held-out loss and accuracy of the runs over their steps.
 
     Returns:
         ``None`` where nothing was evaluated.
@@ -47,8 +48,9 @@ def curves(runs: Sequence[History]) -> Figure | None:
     data: list[Trace] = []
     for number, run in enumerate(drawn):
         data += _run(number, run, scored)
-    limits = [0.0, float(max(1, *(e.step for run in drawn for e in run.evaluations)))]
-    title = "validation loss"
+    last = float(max(1, *(e.step for run in drawn for e in run.evaluations)))
+    limits = [-_ROOM * last, last]  # the first dip would lie on the axis
+    title = "held-out loss"
     options: dict[str, Any] = {
         "xaxis": steps_axis("SGD steps", *limits, anchor="y2" if scored else "y"),
         "yaxis": {
@@ -57,7 +59,7 @@ def curves(runs: Sequence[History]) -> Figure | None:
         },
     }
     if scored:
-        options["yaxis2"] = axis("validation accuracy (%)", domain=domains[1])
+        options["yaxis2"] = axis("held-out accuracy (%)", domain=domains[1])
     if marked:
         options |= strip_axes(with_strip(heights)[0], limits)
     return Figure(
@@ -169,7 +171,7 @@ def window_errors(runs: Sequence[History]) -> Figure | None:
         data,
         layout(
             300,
-            xaxis=steps_axis("SGD steps", 0, 1.03 * last),
+            xaxis=steps_axis("SGD steps", -_ROOM * last, 1.03 * last),
             yaxis=log_axis("relative error", heights, most=5),
         ),
     )

@@ -23,6 +23,7 @@ from torch_qsgd.report.numbers import number, share, whole
 from torch_qsgd.report.palette import DARK, variables
 from torch_qsgd.report.tables import Table
 
+_RUN = "training run"
 _ICONS = {"holds": "✓", "breaks": "✗", "cannot tell": "?"}
 
 
@@ -36,6 +37,7 @@ class Section:
         lead: what it is about, in plain sentences.
         figures, tables: in their order, all figures first.
         dense: whether the figures stand side by side where there is room.
+        numbers: above all, the few that say most: names and values.
     """
 
     key: str
@@ -44,6 +46,7 @@ class Section:
     figures: list[Figure] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     dense: bool = False
+    numbers: list[tuple[str, str]] = field(default_factory=list)
 
 
 def page(report: Report) -> str:
@@ -82,6 +85,7 @@ def page(report: Report) -> str:
         report=report,
         sections=found,
         missing=missing(report),
+        notes=list(dict.fromkeys(note.strip() for note in report.notes if note.strip())),
         wall_time=duration(report.seconds) if report.seconds > 0 else "",
         icons=_ICONS,
         plots={"figures": plots, "dark": DARK},
@@ -123,7 +127,9 @@ def sections(report: Report) -> Iterator[Section]:
             "Which of the method's assumptions hold for this model, as measured.",
             tables=[tables.verdicts(report), tables.findings(report)],
         )
-    yield from _training(report)
+    parts = [*_dynamics(report), *_training(report)]
+    # Of a run a reader asks first what came of it.
+    yield from sorted(parts, key=lambda part: part.key != "training" and report.kind == _RUN)
     yield from _window(report)
     yield from _cost(report)
     given = (("facts", "Facts", report.facts), ("settings", "Settings", report.settings))
@@ -136,7 +142,7 @@ def sections(report: Report) -> Iterator[Section]:
         )
 
 
-def _training(report: Report) -> Iterator[Section]:
+def _dynamics(report: Report) -> Iterator[Section]:
     if report.monitor is not None and report.monitor.records:
         history = report.monitor
         drawn = [figures_spectra.spectra(history), figures_spectra.proxy(history)]
@@ -150,6 +156,9 @@ def _training(report: Report) -> Iterator[Section]:
             [figure for figure in drawn if figure is not None],
             [tables_training.spectra(history)],
         )
+
+
+def _training(report: Report) -> Iterator[Section]:
     if any(run.evaluations for run in report.runs):
         drawn = [figures_training.curves(report.runs), figures_training.window_errors(report.runs)]
         windows = [run for run in report.runs if run.windows]
@@ -221,7 +230,7 @@ def _window(report: Report) -> Iterator[Section]:
 
 def _cost(report: Report) -> Iterator[Section]:
     if (ledger := report.ledger) is not None and ledger.entries:
-        given = {name: value for name, value in ledger.window.items() if value is not None}
+        window = tables.window(ledger)
         yield Section(
             "ledger",
             "Ledger: what a quantum computer would need",
@@ -229,9 +238,9 @@ def _cost(report: Report) -> Iterator[Section]:
             "has every line, with its formula and source, and whether it is proven, numerical, "
             "assumes a known norm, our estimate, or measured.",
             figures_ledger.bars(ledger),
-            [tables_window.ledger(ledger)]
-            + ([tables.named("window", "The window", given)] if given else []),
+            [tables_window.ledger(ledger)] + ([window] if window.rows else []),
             dense=True,
+            numbers=figures_ledger.totals(ledger),
         )
     if report.scaling:
         yield Section(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import takewhile
 
 from torch_qsgd.report import tables, tables_training, tables_window
@@ -76,7 +77,7 @@ def _blocks(report: Report) -> Iterator[str]:
         yield from _section(tables_training.spectra(report.monitor))
     if report.notes:
         yield "## Notes"
-        yield "\n".join(f"- {plain(note)}" for note in report.notes)
+        yield "\n".join(f"- {note}" for note in dict.fromkeys(map(plain, report.notes)))
 
 
 def _section(given: Table) -> Iterator[str]:
@@ -93,7 +94,8 @@ def _section(given: Table) -> Iterator[str]:
 
 def _text(cell: Cell) -> str:
     """Numbers with a digit more than on the page, where all can be copied."""
-    return number(float(cell.raw), _DIGITS) if cell.look == "number" else cell.text
+    digits = max(_DIGITS, cell.digits)
+    return number(float(cell.raw), digits) if cell.look == "number" else cell.text
 
 
 # ---- Of the window -------------------------------------------------------------------------------
@@ -173,7 +175,8 @@ def _costs(report: Report) -> Iterator[str]:
         if report.ledger.sentence:
             yield f"**{plain(report.ledger.sentence)}**"
         if report.ledger.window:
-            named = tables.named("ledger-window", "What the ledger is of", report.ledger.window)
-            yield from _section(named)
+            yield from _section(
+                replace(tables.window(report.ledger), title="What the ledger is of")
+            )
     if report.scaling:
         yield from _section(tables_window.scaling(report.scaling, report.ledger))

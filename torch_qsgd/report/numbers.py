@@ -45,6 +45,20 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{sign}{_bare(mantissa)}×10{str(exponent).translate(_RAISED)}"
 
 
+def amount(value: float | None) -> str:
+    """A number of a comparison: from a thousand to ten million rounded to a whole one.
+
+    So that a count and a threshold beside it, which need not be whole, look alike.
+
+    Example:
+        >>> amount(14300.7).split(THIN), amount(0.12345), amount(2.5e9)
+        (['14', '301'], '0.123', '2.5×10⁹')
+    """
+    if value is not None and 1000 <= abs(value) < _LARGEST_WHOLE:
+        return whole(round(value))
+    return number(value)
+
+
 def whole(value: int) -> str:
     """An integer with all its digits, in groups of three.
 
@@ -67,15 +81,29 @@ def share(value: float | None, digits: int = 3) -> str:
     return f"{number(100 * value, digits)} %"
 
 
-def with_unit(value: float | None, unit: str, digits: int = 3) -> str:
+def with_unit(value: float | None, unit: str) -> str:
     """A number and its unit, but no unit where there is no number.
 
     Example:
-        >>> with_unit(12.0, "steps"), with_unit(float("nan"), "steps")
-        ('12 steps', '–')
+        >>> with_unit(12.0, "steps"), with_unit(1.0, "steps"), with_unit(float("nan"), "steps")
+        ('12 steps', '1 step', '–')
     """
-    text = number(value, digits)
-    return f"{text} {unit}" if unit and text != MISSING else text
+    text = amount(value)
+    return f"{text} {unit_of(value, unit)}" if unit and text != MISSING else text
+
+
+def unit_of(value: float | None, unit: str) -> str:
+    """A unit, in the singular where there is one of it.
+
+    Example:
+        >>> unit_of(1, "copies"), unit_of(1, "T gates"), unit_of(1, "s"), unit_of(2, "copies")
+        ('copy', 'T gate', 's', 'copies')
+    """
+    if value is None or value != 1 or len(unit) < 3 or not unit.endswith("s"):
+        return unit
+    if unit.endswith("ss"):
+        return unit
+    return f"{unit[:-3]}y" if unit.endswith("ies") else unit[:-1]
 
 
 def ranged(finding: Finding) -> str:
@@ -86,12 +114,27 @@ def ranged(finding: Finding) -> str:
         ...                "Few weights stay.", 0.05, 0.15))
         '0.1 of all (0.05 to 0.15)'
     """
-    text = with_unit(finding.value, finding.unit)
-    if finding.low is None and finding.high is None:
-        return text
-    low = finding.value if finding.low is None else finding.low
-    high = finding.value if finding.high is None else finding.high
-    return f"{text} ({number(low)} to {number(high)})"
+    text, between = with_unit(finding.value, finding.unit), span(finding)
+    return f"{text} ({between})" if between else text
+
+
+def limits(finding: Finding) -> tuple[float, float]:
+    """The ends of the range in which a finding's value lies; itself where one is not known."""
+    return (
+        finding.value if finding.low is None else finding.low,
+        finding.value if finding.high is None else finding.high,
+    )
+
+
+def span(finding: Finding) -> str:
+    """That range, or nothing where both ends are written as the value is.
+
+    Example:
+        >>> span(Finding("sparse parameters", "density", 0.1, "", "≤", 0.2, "holds", "", 0.1, 0.3))
+        '0.1 to 0.3'
+    """
+    low, high = map(amount, limits(finding))
+    return "" if low == high == amount(finding.value) else f"{low} to {high}"
 
 
 def threshold(finding: Finding) -> str:

@@ -164,6 +164,20 @@
     });
   }
 
+  // ---- Narrow pages --------------------------------------------------------------------------
+
+  if (window.matchMedia("(max-width: 620px)").matches)
+    document.querySelectorAll("details.long").forEach((long) => { long.open = false; });
+
+  /** A box whose table goes on to the right fades there, and says so. */
+  const cue = (box) =>
+    box.classList.toggle("more", box.scrollWidth - box.clientWidth - box.scrollLeft > 2);
+  const watch = new ResizeObserver((seen) => seen.forEach(({ target }) => cue(target)));
+  for (const box of document.querySelectorAll(".scroll")) {
+    box.addEventListener("scroll", () => cue(box), { passive: true });
+    watch.observe(box);
+  }
+
   // ---- Light, dark, paper --------------------------------------------------------------------
 
   const drawAll = () => Object.keys(figures).forEach(draw);

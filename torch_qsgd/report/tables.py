@@ -9,9 +9,23 @@ from typing import Any
 
 from torch_qsgd.report.content import Report
 from torch_qsgd.report.findings import Finding, Verdict
-from torch_qsgd.report.numbers import MISSING, number, share, shown, threshold, whole, with_unit
+from torch_qsgd.report.numbers import (
+    MISSING,
+    amount,
+    limits,
+    number,
+    share,
+    shown,
+    span,
+    threshold,
+    unit_of,
+    whole,
+    with_unit,
+)
+from torch_qsgd.resources import Ledger
 
 _IN_FULL = 10**10  # integers below are counts, of which all digits are worth seeing
+_LOSS_DIGITS = 5
 
 
 @dataclass(frozen=True)
@@ -22,11 +36,13 @@ class Cell:
         text: to show.
         raw: to copy, where that differs: a number with all its digits.
         look: ``""``, ``"number"``, ``"short"`` for what stays on one line, or a verdict.
+        digits: of a number's text, at least.
     """
 
     text: str
     raw: str = ""
     look: str = ""
+    digits: int = 3
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,7 @@ class Table:
         rows: of as many cells; the first one names the row.
         note: below it; may be empty.
         folded: whether it is closed until a reader opens it.
+        long: whether it is closed so on a narrow page, where it would take several screens.
         stacked: whether a narrow page shows each row as a list, for cells that hold sentences.
     """
 
@@ -49,6 +66,7 @@ class Table:
     rows: list[list[Cell]]
     note: str = ""
     folded: bool = False
+    long: bool = False
     stacked: bool = False
 
     @property
@@ -62,9 +80,9 @@ def cell(value: Any) -> Cell:
 
     Example:
         >>> cell(1.23456e-7)
-        Cell(text='1.23×10⁻⁷', raw='1.23456e-07', look='number')
+        Cell(text='1.23×10⁻⁷', raw='1.23456e-07', look='number', digits=3)
         >>> cell("weights")
-        Cell(text='weights', raw='', look='')
+        Cell(text='weights', raw='', look='', digits=3)
     """
     if isinstance(value, Cell):
         return value
@@ -79,6 +97,16 @@ def percent(value: float) -> Cell:
     text = share(value)
     raw = f"{100 * value:.6g}" if math.isfinite(value) else "nan"
     return Cell(text.removesuffix(" %"), raw, "number")
+
+
+def loss(value: float) -> Cell:
+    """A loss, with the digits that tell one from another of the same model.
+
+    Example:
+        >>> loss(2.1934567).text
+        '2.1935'
+    """
+    return Cell(number(value, _LOSS_DIGITS), repr(value), "number", _LOSS_DIGITS)
 
 
 def table(
@@ -125,43 +153,40 @@ def _said(finding: Finding) -> str:
 
 def findings(report: Report) -> Table:
     """A row a measure: value, range, threshold, verdict, and what that means."""
-    rows: list[list[Any]] = []
-    for assumption in report.verdicts:
-        for found in report.of(assumption):
-            limits = [found.value if end is None else end for end in (found.low, found.high)]
-            both = found.low is not None or found.high is not None
-            span = f"{number(limits[0])} to {number(limits[1])}"
-            value = (
-                cell(found.value)
-                if found.value == found.value
-                else Cell("not measured", "nan", "number")
-            )
-            limit = number(found.threshold)
-            rows.append(
-                [
-                    found.quantity,
-                    assumption,
-                    value,
-                    found.unit,
-                    Cell(span, f"{limits[0]!r} to {limits[1]!r}", "short") if both else "",
-                    Cell(
-                        f"{found.relation} {limit}",
-                        f"{found.relation} {found.threshold!r}",
-                        "short",
-                    )
-                    if found.threshold == found.threshold
-                    else Cell(MISSING, "nan"),
-                    _verdict(found.verdict),
-                    found.sentence,
-                ]
-            )
+    rows = [
+        _measure(finding) for assumption in report.verdicts for finding in report.of(assumption)
+    ]
     return table(
         "findings",
         "All measures",
         ("measure", "assumption", "value", "unit", "range", "holds where", "verdict", "in words"),
         rows,
+        long=True,
         stacked=True,
+        note="Shares, accuracies among them, are parts of one here: 0.05 is 5 %, or 5 percentage "
+        "points. Elsewhere they are in per cent where the column says %.",
     )
+
+
+def _measure(found: Finding) -> list[Any]:
+    known = not math.isnan(found.value)
+    value = amount(found.value) if known else "not measured"
+    low, high = limits(found)
+    between = Cell(span(found), f"{low!r} to {high!r}", "short") if span(found) else ""
+    limit = Cell(MISSING, "nan")
+    if not math.isnan(found.threshold):
+        sign = found.relation
+        limit = Cell(f"{sign} {amount(found.threshold)}", f"{sign} {found.threshold!r}", "short")
+    return [
+        found.quantity,
+        found.assumption,
+        Cell(value, repr(found.value), "number"),
+        unit_of(found.value, found.unit),
+        between,
+        limit,
+        _verdict(found.verdict),
+        found.sentence,
+    ]
 
 
 # ---- Facts -------------------------------------------------------------------------------------
@@ -173,3 +198,43 @@ def named(key: str, title: str, values: Mapping[str, Any]) -> Table:
         [name.replace("_", " "), replace(cell(value), look="")] for name, value in values.items()
     ]
     return table(key, title, ("name", "value"), rows)
+
+
+#: What a ledger was computed from, in words and with units, by the names of ``WindowSize``.
+_WINDOW = {
+    "parameters": "weights of the model",
+    "active": "active weights n",
+    "steps": "steps T",
+    "order": "truncation order N",
+    "idle": "idle steps after the window, p",
+    "kappa": "condition number κ of the system",
+    "norm": "norm of the system, ‖ℒ‖",
+    "subnormalization": "subnormalization over the norm, α/‖ℒ‖",
+    "row_nonzeros": "non-zeros in a row of one step's map, s",
+    "largest_entry": "largest entry of one step's map, max |A_ij|",
+    "largest_change": "largest change a step makes, max |A_ij − δ_ij|",
+    "change_norm": "Frobenius norm of that change, ‖A − 1‖_F",
+    "batches": "different batches",
+    "final_probability": "probability of the final time",
+    "level_one_probability": "probability of the displacement, there",
+    "solver_error": "error of the solver ε, relative",
+    "readout_error": "error of the readout δ, relative",
+    "bits": "bits of a stored number",
+    "batch_size": "samples of a batch",
+    "flops": "classical operations (FLOP)",
+    "bytes": "classical memory traffic (bytes)",
+    "error": "error of the solver ε, relative",
+    "origin": "where the numbers come from",
+}
+
+
+def window(ledger: Ledger) -> Table:
+    """What the ledger was computed from, in words; what was not known is left out."""
+    given: dict[str, Any] = {}
+    for name, value in ledger.window.items():
+        if value is None or name == "physical":  # which the ledger has lines of
+            continue
+        if name == "origin" and isinstance(value, Mapping):
+            value = "; ".join(f"{_WINDOW.get(part, part)}: {said}" for part, said in value.items())
+        given[_WINDOW.get(name, name)] = value
+    return named("window", "The window", given)

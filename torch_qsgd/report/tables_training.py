@@ -9,7 +9,7 @@ from torch_qsgd.hessian import MonitorHistory
 from torch_qsgd.hessian.masses import percent_range
 from torch_qsgd.report.figures import evenly
 from torch_qsgd.report.numbers import MISSING, number
-from torch_qsgd.report.tables import Cell, Table, percent, table
+from torch_qsgd.report.tables import Cell, Table, loss, percent, table
 from torch_qsgd.training import History
 
 _MOST = 100  # rows of what grows with the length of a run
@@ -24,7 +24,7 @@ def runs(histories: Sequence[History]) -> Table:
             [
                 run.name,
                 last.step if last else math.nan,
-                last.loss if last else math.nan,
+                loss(last.loss if last else math.nan),
                 percent(last.accuracy if last else math.nan),
                 run.active,
                 run.total,
@@ -34,13 +34,13 @@ def runs(histories: Sequence[History]) -> Table:
     columns = (
         "run",
         "steps",
-        "final loss",
-        "final accuracy (%)",
+        "final held-out loss",
+        "final held-out accuracy (%)",
         "active weights",
         "all weights",
         "windows",
     )
-    return table("runs", "Where the runs ended", columns, rows)
+    return table("runs", "Where the runs ended", columns, rows, stacked=True)
 
 
 def windows(run: History) -> Table:
@@ -56,8 +56,8 @@ def windows(run: History) -> Table:
                 window.stop,
                 record.reason,
                 window.error,
-                window.before.loss,
-                window.after.loss,
+                loss(window.before.loss),
+                loss(window.after.loss),
                 percent(window.before.accuracy),
                 percent(window.after.accuracy),
                 record.jet_ratio,
@@ -70,10 +70,10 @@ def windows(run: History) -> Table:
         "download at step",
         "why it ended",
         "error against SGD",
-        "loss after upload",
-        "loss after download",
-        "accuracy after upload (%)",
-        "accuracy after download (%)",
+        "held-out loss after upload",
+        "held-out loss after download",
+        "held-out accuracy after upload (%)",
+        "held-out accuracy after download (%)",
         "‖c_N‖/‖c_1‖",
         "success probability",
         "copies",

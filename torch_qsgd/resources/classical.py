@@ -125,20 +125,31 @@ def step_cost(model: nn.Module, loss_fn: Callable[..., Tensor], batch: Any) -> S
             raise ValueError(
                 f"loss_fn must return a scalar that depends on the model's weights, got {shape}"
             )
-        torch.autograd.grad(loss, params, allow_unused=True)
+        # FlopCounterMode fails within autograd.grad where a module's input is itself a weight, as a
+        # parametrization's is.
+        loss.backward(inputs=params)
     return StepCost(counter.get_total_flops(), traffic.elementwise, traffic.bytes_moved)
 
 
 @contextlib.contextmanager
 def _left_as_it_was(model: nn.Module, params: Sequence[Tensor]) -> Iterator[None]:
-    """Put buffers and random states back, and take gradients whatever the caller's mode."""
+    """Put buffers, gradients and random states back; take gradients whatever the caller's mode.
+
+    Within, ``.grad`` is ``None``, so that nothing is added up, and no hook is told of one.
+    """
     devices = {p.device for p in params if p.device.type == "cuda"}
     buffers = list(model.buffers())
     saved = [buffer.clone() for buffer in buffers]
+    gradients = [(p, p.grad, p._post_accumulate_grad_hooks) for p in params]
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         try:
+            for p in params:
+                p.grad = None
+                p._post_accumulate_grad_hooks = None  # type: ignore[assignment]
             yield
         finally:
+            for p, gradient, hooks in gradients:
+                p.grad, p._post_accumulate_grad_hooks = gradient, hooks
             with torch.no_grad():
                 for buffer, before in zip(buffers, saved, strict=True):
                     buffer.copy_(before)

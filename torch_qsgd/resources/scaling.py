@@ -35,13 +35,15 @@ def scaling(
 ) -> ScalingCurve:
     r"""The ledger's totals over n, T or the density, all else held.
 
-    - ``"active"``: the model grows, at the density that it has. κ and s are held, s up to n.
+    - ``"active"``: the model grows, at the density that it has. κ and s are held, s up to n;
+      ‖A − 1‖_F grows as √n, with entries of the same size.
     - ``"steps"``: a given P(final) falls as states of equal length make it fall; batches grow where
       each step has its own. κ and ‖ℒ‖ are those of ``system_of`` at each T. Without it, a given κ
       is held (``regime="T"``), grows as T + 1 + p (``"T²"``), or as :math:`κ^{T'/T}`
       (``"exponential"``), three extrapolations that no model backs; where none is given, 2(T+1+p)
       grows by itself.
-    - ``"density"``: the model is held, and s/n, for a column is pruned as often as a row.
+    - ``"density"``: the model is held, and s/n, for a column is pruned as often as a row;
+      ‖A − 1‖_F then grows as n.
 
     Classical FLOPs grow with the model and with T; not with the density, for dense arithmetic
     multiplies zeros too. A physical estimate is left out.
@@ -125,6 +127,7 @@ def _with_active(window: WindowSize, active: int) -> WindowSize:
         parameters=parameters,
         active=active,
         row_nonzeros=_row(window.row_nonzeros, 1.0, active),
+        change_norm=_times(window.change_norm, math.sqrt(active / window.active)),
         flops=None if flops is None else flops * (parameters / window.parameters),
         bytes=None,
     )
@@ -133,7 +136,12 @@ def _with_active(window: WindowSize, active: int) -> WindowSize:
 def _with_density(window: WindowSize, density: float) -> WindowSize:
     active = max(1, round(density * window.parameters))
     row = _row(window.row_nonzeros, active / window.active, active)
-    return replace(window, active=active, row_nonzeros=row, bytes=None)
+    norm = _times(window.change_norm, active / window.active)
+    return replace(window, active=active, row_nonzeros=row, change_norm=norm, bytes=None)
+
+
+def _times(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
 
 
 def _row(nonzeros: float | None, factor: float, active: int) -> float | None:

@@ -32,8 +32,8 @@ class WindowSize:
       2(T+1+p) stands for it, our estimate. It would be a bound were :math:`\|A\| \le 1`, for
       :math:`\|\mathcal{L}\| \le 1 + \|A\|` and :math:`1/\sigma_{\min} \le \sum_{k \le T+p}
       \|A^k\|`. The gradient beside the 1 in :math:`P_1` takes the norm over 1: with u in units of
-      its own length, and modes that shrink without changing sign, κ was up to 1.8 times the estimate
-      at N = 2, and 3.1 times at N = 3. Growing modes take it over 1 by much.
+      its own length, and modes that shrink without changing sign, κ was up to 1.8 times the
+      estimate at N = 2, and 3.1 times at N = 3. Growing modes take it over 1 by much.
     - the subnormalization :math:`\alpha` of the block encoding, a unitary that holds
       :math:`\mathcal{L}/\alpha` in a corner, counted in units of :math:`\|\mathcal{L}\|`: 1 is
       ideal. Solvers then see :math:`\kappa_{BE} = \alpha / \sigma_{\min} = (\alpha /
