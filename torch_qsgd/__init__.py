@@ -1,6 +1,6 @@
 """Quantum SGD for PyTorch: train a pruned network by windows of a truncated Carleman system."""
 
-from torch_qsgd.audit import AuditReport, audit
+from torch_qsgd.auditing import AuditReport, Thresholds, audit
 from torch_qsgd.errors import DivergenceError, GraphError
 from torch_qsgd.hessian import (
     DissipativityMonitor,
@@ -21,6 +21,7 @@ __all__ = [
     "HessianOperator",
     "QuantumSGD",
     "Spectrum",
+    "Thresholds",
     "WindowRecord",
     "audit",
     "hessian_spectrum",

@@ -56,7 +56,9 @@ def test_the_titles_and_names_of_runs_are_in_the_picture(tmp_path: Path):
     import matplotlib as mpl
 
     with mpl.rc_context({"svg.fonttype": "none"}):
-        plot_curves([history("QuantumSGD", True)], tmp_path / "curves.svg", "resnet on digits")
+        plot_curves(
+            [history("QuantumSGD", True)], tmp_path / "curves.svg", "resnet on digits", "nats"
+        )
     text = (tmp_path / "curves.svg").read_text()
     wanted = ("resnet on digits", "QuantumSGD, predicted in mid-window", "upload", "download")
     for words in (*wanted, "SGD steps", "validation loss (nats)", "validation accuracy (%)"):

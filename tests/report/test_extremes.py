@@ -12,7 +12,9 @@ import plotly.graph_objects as go
 import pytest
 
 from tests.report.sample import sample
+from tests.report.test_figures import history, named
 from torch_qsgd.hessian.history import SpectrumRecord
+from torch_qsgd.report import figures_spectra, figures_window
 from torch_qsgd.report.content import Report
 from torch_qsgd.report.figures import log_axis, rounded, symlog, tick
 from torch_qsgd.report.html import page, sections
@@ -95,3 +97,24 @@ def test_a_logarithmic_axis_labels_what_a_float_holds(values: list[float]) -> No
 def test_rounding_does_not_make_the_largest_number_infinite() -> None:
     assert rounded([1.7976931348623157e308]) == [1.7976931348623157e308]
     assert symlog([1.7e308], 1e-4)[0] == pytest.approx(1 + 4 + math.log10(1.7e308))
+
+
+def test_an_error_proxy_that_hardly_changes_is_no_staircase() -> None:
+    figure = figures_spectra.proxy(history(0, nodes=(1e-7, 2e-6, 5e-6)))
+    assert figure is not None
+    total = [height for height in named(figure, "P(t)")["y"] if height is not None]
+    assert (np.diff(total) < 0).all()
+    assert 1 - 1e-4 < min(total) < max(total) == 1
+
+
+def test_rows_of_zeros_have_marks_at_the_bottom() -> None:
+    found = sample().rows
+    assert found is not None
+    nonzeros, effective = [0, 40, 0, 9], [0, 4, 0, 3]
+    figure = figures_window.rows(dataclasses.replace(found, nonzeros=nonzeros, effective=effective))
+    assert figure is not None
+    zeros = named(figure, "rows of zeros, drawn at the bottom")
+    assert zeros["x"] == [3, 4]
+    assert all(0 < height < 3 for height in zeros["y"])
+    assert 10 ** figure.layout["yaxis"]["range"][0] < zeros["y"][0]
+    assert len(figures_window.rows(found).data) == len(figure.data) - 1  # type: ignore[union-attr]

@@ -194,14 +194,6 @@ def test_the_error_proxy_of_a_run_in_closed_form() -> None:
     assert named(figure, "download: length")["x"] == [10, 25]
 
 
-def test_an_error_proxy_that_hardly_changes_is_no_staircase() -> None:
-    figure = figures_spectra.proxy(history(0, nodes=(1e-7, 2e-6, 5e-6)))
-    assert figure is not None
-    total = [height for height in named(figure, "P(t)")["y"] if height is not None]
-    assert (np.diff(total) < 0).all()
-    assert 1 - 1e-4 < min(total) < max(total) == 1
-
-
 def test_a_wide_range_is_said_and_what_is_near_zero_is_grey() -> None:
     seen = history(0, nodes=(-1.0, 0.0, 5.0))
     figure = figures_spectra.spectra(seen)

@@ -110,6 +110,17 @@ def test_elements_and_bytes_of_a_tiny_model_are_exact():
     assert found.operations == 10
 
 
+class Shifted(Scaled):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.w.sum()
+
+
+def test_a_gradient_that_is_one_number_is_written_out_as_backward_does():
+    found = cost(Shifted(4), torch.ones(3))
+    # w's sum, x plus it, the sum's gradient 1, spread and summed over x; and that, spread over w.
+    assert found.elementwise == 4 + 3 + 3 + 1 + 3 + 4
+
+
 def test_bytes_grow_with_the_dtype_and_operations_do_not():
     single, double = (
         cost(Scaled().to(dtype), torch.ones(3, dtype=dtype))
@@ -238,32 +249,29 @@ def test_the_mode_decides_what_is_counted():
 
 
 @pytest.mark.parametrize("start", [None, 7.0])
-def test_weights_that_are_parametrized_cost_what_they_are_made_of(start: float | None):
-    batch, (inputs, outputs) = 5, (4, 6)
-    first, second = matmul(batch, inputs, outputs), matmul(batch, outputs, 1)
-    for kind, extra in ((weight_norm, 0), (spectral_norm, None)):
-        model = seeded(
-            lambda kind=kind: nn.Sequential(kind(nn.Linear(inputs, outputs)), nn.Linear(outputs, 1))
-        )
-        for p in model.parameters():
-            p.grad = None if start is None else torch.full_like(p, start)
-        gradients = [p.grad for p in model.parameters()]
-        before = copy.deepcopy(model.state_dict())
-        found = cost(model, torch.ones(batch, inputs))
-        products = 2 * first + 3 * second
-        if extra is None:
-            # One power iteration, Wv and Wᵀu; the estimate u·(Wv) is a product and a dot, and the
-            # gradient of W an outer product, which is one of elements.
-            assert found.flops > products
-            assert found.flops - products <= 4 * 2 * inputs * outputs
-        else:
-            assert found.flops == products
-        assert found == cost(model, torch.ones(batch, inputs))
-        for name, value in model.state_dict().items():
-            assert torch.equal(value, before[name]), name
-        for p, gradient in zip(model.parameters(), gradients, strict=True):
-            assert p.grad is gradient
-            assert gradient is None or (gradient == start).all()
+@pytest.mark.parametrize("kind", [weight_norm, spectral_norm])
+def test_a_layer_whose_weights_are_parametrized_takes_the_same_products(
+    kind: Callable[..., nn.Module], start: float | None
+):
+    # What makes the weights is of elements, and of products with vectors, which count as such.
+    def network(parametrized: bool) -> nn.Module:
+        layer = nn.Linear(4, 6)
+        return nn.Sequential(kind(layer) if parametrized else layer, nn.Linear(6, 1))
+
+    model, plain = (seeded(lambda p=p: network(p)) for p in (True, False))
+    for p in model.parameters():
+        p.grad = None if start is None else torch.full_like(p, start)
+    gradients = [p.grad for p in model.parameters()]
+    before = copy.deepcopy(model.state_dict())
+    found, wanted = (cost(m, torch.ones(5, 4)) for m in (model, plain))
+    assert found.flops == wanted.flops == 2 * matmul(5, 4, 6) + 3 * matmul(5, 6, 1)
+    assert found.elementwise >= wanted.elementwise + 4 * 6
+    assert found == cost(model, torch.ones(5, 4))
+    for name, value in model.state_dict().items():  # the vectors of the power iteration too
+        assert torch.equal(value, before[name]), name
+    for p, gradient in zip(model.parameters(), gradients, strict=True):
+        assert p.grad is gradient
+        assert gradient is None or (gradient == start).all()
 
 
 def test_no_hook_is_told_of_a_gradient():

@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 from torch import nn
 
-from torch_qsgd.audit import AuditReport, audit
-from torch_qsgd.audit.plan import Plan
+from torch_qsgd.auditing import AuditReport, audit
+from torch_qsgd.auditing.plan import Plan
 from torch_qsgd.cli import common
 from torch_qsgd.cli.checkpoint import load_weights
 from torch_qsgd.cli.train_arms import dense_start

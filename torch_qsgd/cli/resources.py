@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from torch_qsgd.audit.costs import system_of
+from torch_qsgd.auditing.costs import system_of
 from torch_qsgd.checks import require_integer, require_number
 from torch_qsgd.cli import common
 from torch_qsgd.errors import SizeError

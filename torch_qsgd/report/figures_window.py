@@ -20,6 +20,7 @@ from torch_qsgd.report.figures import (
     look,
     marks,
     panels,
+    power_of_ten,
     safe,
     shortened,
     steps_axis,
@@ -244,6 +245,11 @@ def rows(found: RowSparsity) -> Figure | None:
     ]
     for trace in data[1:]:
         trace["marker"] |= size["marker"]
+    heights = [*nonzeros, *effective, float(found.dimension)]
+    if empty := [rank for rank, count in zip(ranks, nonzeros, strict=True) if count == 0]:
+        heights.append(0.7 * min(known(heights, positive=True)))
+        name = "rows of zeros, drawn at the bottom"
+        data.append(marks(empty, heights[-1:] * len(empty), name, INK, "x"))
     return Figure(
         "rows",
         "Non-zeros in rows of the Hessian",
@@ -255,7 +261,7 @@ def rows(found: RowSparsity) -> Figure | None:
         layout(
             340,
             xaxis=axis("probed row, by its non-zeros", range=[0.5, len(kept) + 0.5], nticks=8),
-            yaxis=log_axis("entries of a row", [*nonzeros, *effective, found.dimension], most=5),
+            yaxis=log_axis("entries of a row", heights, most=5),
         ),
     )
 
@@ -279,7 +285,7 @@ def readout(found: Transfer) -> Figure | None:
         if math.isfinite(loss)
     ]
     x = log_axis("error asked of the readout (% of ‖u‖)", asked, room=0.1, anchor="y2")
-    ends = [10.0**e for e in x["range"]]
+    ends = [power_of_ten(e) for e in x.get("range", (-2, 0))]
     data = [
         joined(asked, copies, "copies used", BLUE, "solid", "circle"),
         joined(asked, guaranteed, "copies that the theorem asks for", PURPLE, "dash", "square"),

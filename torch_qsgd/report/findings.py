@@ -36,7 +36,7 @@ class Finding:
         unit: of value and threshold; empty for pure numbers.
         relation, threshold: the assumption holds where value ≤ (or ≥) threshold, which is NaN
             where there is none. Thresholds are our definition
-            (:class:`torch_qsgd.audit.Thresholds`), for the paper states none.
+            (:class:`torch_qsgd.auditing.Thresholds`), for the paper states none.
         verdict: ``"holds"``, ``"breaks"`` or ``"cannot tell"``.
         sentence: what that means, in one plain sentence.
         low, high: the range in which the quantity lies, where its value is an estimate.

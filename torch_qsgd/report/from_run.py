@@ -97,7 +97,7 @@ def _history(plain: Any, name: str) -> tuple[History, float]:
 
 def _notes(report: Report, complete: object) -> list[str]:
     """What a reader must know beside the numbers."""
-    notes = ["Loss and accuracy are of the validation data."]
+    notes = ["Loss and accuracy are of held-out batches."]
     if complete is None:
         notes.append("The log does not say whether the run was taken to its end.")
     elif not report.complete:

@@ -17,7 +17,7 @@ from torch_qsgd.report.measurements import (
     Truncation,
 )
 from torch_qsgd.report.numbers import number
-from torch_qsgd.report.tables import Cell, Table, percent, table
+from torch_qsgd.report.tables import Cell, Table, loss, percent, table
 from torch_qsgd.resources import Ledger, ScalingCurve
 
 _MOST = 100  # rows of a curve
@@ -26,13 +26,14 @@ _MOST = 100  # rows of a curve
 def truncation(found: Truncation) -> Table:
     """A row an order: error at the end, and loss there."""
     rows: list[list[Any]] = [
-        [f"order {o.order}", o.errors[-1] if o.errors else math.nan, o.loss] for o in found.orders
+        [f"order {o.order}", o.errors[-1] if o.errors else math.nan, loss(o.loss)]
+        for o in found.orders
     ]
     floor = found.floor[-1] if found.floor else math.nan
     rows.append(["kink floor", floor, math.nan])
     rows.append(["rounding, estimated", found.rounding, math.nan])
-    rows.append(["true SGD", 0.0, found.loss_true])
-    rows.append(["at the anchor", math.nan, found.loss_anchor])
+    rows.append(["true SGD", 0.0, loss(found.loss_true)])
+    rows.append(["at the anchor", math.nan, loss(found.loss_anchor)])
     columns = ("window", f"relative error after {number(found.steps)} steps", "held-out loss")
     kinks = f"Kinked operations: {', '.join(found.kinks)}." if found.kinks else ""
     return table("truncation-table", "Where the window ends", columns, rows, note=kinks)
@@ -61,7 +62,7 @@ def pruning(found: Pruning) -> Table:
             found.active,
             percent(found.density),
             math.nan,
-            found.loss,
+            loss(found.loss),
             percent(found.accuracy),
         ],
         [
@@ -70,7 +71,7 @@ def pruning(found: Pruning) -> Table:
             found.parameters,
             percent(1.0),
             0.0,
-            found.loss_dense,
+            loss(found.loss_dense),
             percent(found.accuracy_dense),
         ],
     ]
@@ -82,7 +83,7 @@ def pruning(found: Pruning) -> Table:
                 layer.active,
                 percent(layer.active / layer.weights),
                 percent(layer.norm_removed),
-                layer.loss,
+                loss(layer.loss),
                 percent(layer.accuracy),
             ]
         )
@@ -134,8 +135,8 @@ def transfer(found: Transfer) -> Table:
         ["probability of the displacement, there", found.level_one, ""],
         ["probability of one run's success", found.probability, ""],
         ["rescaling γ", found.rescaling, "weight"],
-        ["held-out loss at the anchor", found.loss_before, ""],
-        ["held-out loss after an exact readout", found.loss_after, ""],
+        ["held-out loss at the anchor", loss(found.loss_before), ""],
+        ["held-out loss after an exact readout", loss(found.loss_after), ""],
     ]
     return table("transfer", "Upload and download", ("quantity", "value", "unit"), lines)
 
@@ -152,9 +153,9 @@ def trials(found: Transfer) -> Table:
                 trial.copies,
                 trial.guaranteed,
                 percent(sum(errors) / len(errors)),
-                sum(losses) / len(losses),
-                min(losses),
-                max(losses),
+                loss(sum(losses) / len(losses)),
+                loss(min(losses)),
+                loss(max(losses)),
             ]
         )
     columns = (

@@ -5,7 +5,8 @@ matrices, convolutions and attention have a formula in ``torch.utils.flop_counte
 operations for each multiply-add, so that an :math:`m \times k` by :math:`k \times n` product takes
 :math:`2mkn` of them. Every other operator is charged one operation for each element of the largest
 tensor it reads or writes, whatever it does to it: our definition. Views, and memory that is
-allocated without being written, are free.
+allocated without being written, are free. As in ``backward()``, a weight's gradient that is one
+number spread by a view is written out, once.
 
 Not counted:
 
@@ -140,16 +141,19 @@ def _left_as_it_was(model: nn.Module, params: Sequence[Tensor]) -> Iterator[None
     devices = {p.device for p in params if p.device.type == "cuda"}
     buffers = list(model.buffers())
     saved = [buffer.clone() for buffer in buffers]
-    gradients = [(p, p.grad, p._post_accumulate_grad_hooks) for p in params]
+    gradients = [(p, p.grad) for p in params]
+    tables: list[dict[int, Any]] = [p._post_accumulate_grad_hooks or {} for p in params]
+    hooks = [dict(table) for table in tables]
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         try:
-            for p in params:
+            for p, table in zip(params, tables, strict=True):
                 p.grad = None
-                p._post_accumulate_grad_hooks = None  # type: ignore[assignment]
+                table.clear()
             yield
         finally:
-            for p, gradient, hooks in gradients:
-                p.grad, p._post_accumulate_grad_hooks = gradient, hooks
+            for (p, gradient), table, known in zip(gradients, tables, hooks, strict=True):
+                p.grad = gradient
+                table.update(known)
             with torch.no_grad():
                 for buffer, before in zip(buffers, saved, strict=True):
                     buffer.copy_(before)
