@@ -11,8 +11,9 @@ order N needs :math:`G_1 … G_N`. Three ways to have them are tried, on a copy 
 *The references.* The package's own are compared with finite differences of PyTorch's gradient: odd
 and even parts in ε at six points give each :math:`G_k`, and four of the points tell how well; the
 series itself sets the scale. They converge on smooth functions. So a network with kinks is held on
-the pieces that its kinked operations are on at these weights (:mod:`.kinks`): that is the network whose derivatives the package takes. Where an operation cannot be held, points so
-near that no kink lies amid them may do; where they do not, the derivatives' symmetry is looked at:
+the pieces that its kinked operations are on at these weights (:mod:`.kinks`): that is the network
+whose derivatives the package takes. Where an operation cannot be held, points so near that no kink
+lies amid them may do; where they do not, the derivatives' symmetry is looked at:
 :math:`\langle w, G_k(v + sw) \rangle` and :math:`\langle v, G_k(v + sw) \rangle` are polynomials in
 s whose coefficients, :math:`D^{k+1}L` of so many v and so many w, must be the same. Symmetry does
 not see all: a backward pass through which nothing is differentiated is symmetric. The other two

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -114,20 +115,25 @@ def audit_command(
     skipped = ("json", "output", "workers", "data", "model")
     chosen = {k: v for k, v in given.items() if k not in (*skipped, *Plan.__annotations__)}
     chosen = {k: str(v) if isinstance(v, Path) else v for k, v in chosen.items() if v is not None}
-
-    def keep(report: AuditReport) -> None:
-        """After each part, so that not even a crash loses what was measured."""
-        kept[:] = [report]
-        report.settings = {**chosen, **report.settings}
-        report.save(output / "audit.json")
-
     options = {name: given[name] for name in _audit_options(given)}
     try:
         with common.progress_bar(console) as bar:
             sgd = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
             dense_start(bar, network, loss_fn, endless(images.train), sgd, warmup)
         network.zero_grad()
-        with _bar(console) as progress:
+        with _bar(console) as show, _interrupts() as heed:
+
+            def keep(report: AuditReport) -> None:
+                """After each part, so that not even a crash loses what was measured."""
+                kept[:] = [report]
+                report.settings = {**chosen, **report.settings}
+                report.save(output / "audit.json")
+                heed()
+
+            def progress(part: str, done: int, total: int) -> None:
+                show(part, done, total)
+                heed()
+
             audit(
                 network,
                 loss_fn,
@@ -179,6 +185,30 @@ def _prepare(given: dict[str, Any]) -> tuple[ImageData, LossFunction, nn.Module]
     if given["checkpoint"] is not None:
         load_weights(given["checkpoint"], model, given["model"], images.classes, images.channels)
     return images, loss_fn, model.to(common.usable_device(given["device"])).train()
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], None]]:
+    """Yield what raises KeyboardInterrupt once Ctrl-C was pressed.
+
+    Where it lands in a callback of a library, Python raises it there, and it may be lost.
+    """
+    pressed = False
+
+    def press(number: int, frame: Any) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    def heed() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield heed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
