@@ -19,7 +19,7 @@ BLOCKS = re.findall(
 def test_the_readme_runs(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7
     monkeypatch.chdir(tmp_path)  # it draws pictures
     names: dict[str, Any] = {}
     with torch.random.fork_rng():
@@ -35,4 +35,4 @@ def test_the_readme_runs(
     assert names["solution"].error < 1e-3
     assert names["spectrum"].lambda_max >= names["pairs"].values[0] * (1 - 1e-4)
     assert names["monitor"].products > 0
-    assert {path.name for path in tmp_path.iterdir()} == {"spectrum.png", "monitor.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"spectrum.png", "monitor.png", "runs"}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +23,7 @@ from torch_qsgd.models import build_model
 from torch_qsgd.training import LossFunction, endless
 
 #: With --quick, where not given: images a batch, and their side in pixels.
-_QUICK_BATCH, _QUICK_SIDE, _BATCH = 16, 32, 64
+_QUICK_BATCH, _QUICK_SIDE, _BATCH = 8, 32, 64
 
 
 def audit_command(
@@ -58,7 +57,7 @@ def audit_command(
         typer.Option(min=0, help="Dense SGD steps before the audit, where there are no weights."),
     ] = 0,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images a batch: 64, or 16 with --quick.")
+        int | None, typer.Option(help="Images a batch: 64, or 8 with --quick.")
     ] = None,
     image_size: Annotated[
         int | None,
@@ -121,7 +120,7 @@ def audit_command(
             sgd = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
             dense_start(bar, network, loss_fn, endless(images.train), sgd, warmup)
         network.zero_grad()
-        with _bar(console) as show, _interrupts() as heed:
+        with _bar(console) as show, common.interrupts() as heed:
 
             def keep(report: AuditReport) -> None:
                 """After each part, so that not even a crash loses what was measured."""
@@ -185,30 +184,6 @@ def _prepare(given: dict[str, Any]) -> tuple[ImageData, LossFunction, nn.Module]
     if given["checkpoint"] is not None:
         load_weights(given["checkpoint"], model, given["model"], images.classes, images.channels)
     return images, loss_fn, model.to(common.usable_device(given["device"])).train()
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], None]]:
-    """Yield what raises KeyboardInterrupt once Ctrl-C was pressed.
-
-    Where it lands in a callback of a library, Python raises it there, and it may be lost.
-    """
-    pressed = False
-
-    def press(number: int, frame: Any) -> None:
-        nonlocal pressed
-        pressed = True
-        raise KeyboardInterrupt
-
-    def heed() -> None:
-        if pressed:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield heed
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

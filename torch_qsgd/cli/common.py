@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -139,6 +142,30 @@ def progress_bar(console: Console) -> Progress:
         console=console,
         transient=True,
     )
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], None]]:
+    """Yield what raises KeyboardInterrupt once Ctrl-C was pressed.
+
+    Where it lands in a callback of a library, Python raises it there, and it may be lost.
+    """
+    pressed = False
+
+    def press(number: int, frame: Any) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    def heed() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield heed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def say(console: Console, text: str) -> None:

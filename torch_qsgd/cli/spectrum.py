@@ -150,17 +150,23 @@ def spectrum_command(
     )
     common.say(console, task.describe())
     try:
-        with HessianOperator(
-            task.model, task.loss_fn, task.batches, masks=task.masks, layers=layers, kind=kind
-        ) as operator:
+        with (
+            HessianOperator(
+                task.model, task.loss_fn, task.batches, masks=task.masks, layers=layers, kind=kind
+            ) as operator,
+            common.interrupts() as heed,
+        ):
             unfinished.open()
             probing = {"steps": steps, "probes": probes, "seed": seed}
             if per_layer:
-                _measure_layers(console, operator, task.masks, unfinished, report.spectra, probing)
+                _measure_layers(
+                    console, operator, task.masks, unfinished, report.spectra, probing, heed
+                )
             else:
                 report.spectra[""] = _measure(operator, unfinished, 0, probing, progress=True)
             if top:
                 report.pairs = _extremes(operator, top, seed)
+            heed()
         report.complete = True
         unfinished.close()
     except KeyboardInterrupt:
@@ -316,6 +322,7 @@ def _measure_layers(
     unfinished: Unfinished,
     spectra: dict[str, Spectrum],
     probing: Mapping[str, int],
+    heed: Callable[[], None],
 ) -> None:
     """Fill ``spectra`` layer by layer, so that an interrupted run leaves those it has."""
     blocks = layer_blocks(operator, masks)
@@ -325,6 +332,7 @@ def _measure_layers(
 
             def report(done: int, most: int, index: int = index) -> None:
                 bar.update(task, completed=index + done / most)
+                heed()
 
             spectra[name] = _measure(block, unfinished, index, probing, report)
             bar.update(task, completed=index + 1)
