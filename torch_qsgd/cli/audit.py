@@ -10,17 +10,14 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from torch import nn
 
 from torch_qsgd.auditing import AuditReport, audit
 from torch_qsgd.auditing.plan import Plan
 from torch_qsgd.cli import common
-from torch_qsgd.cli.checkpoint import load_weights
+from torch_qsgd.cli.task import load_task
 from torch_qsgd.cli.train_arms import dense_start
 from torch_qsgd.cli.verdict_table import verdict_tables
-from torch_qsgd.data import ImageData, load_data
-from torch_qsgd.models import build_model
-from torch_qsgd.training import LossFunction, endless
+from torch_qsgd.training import endless
 
 #: With --quick, where not given: images a batch, and their side in pixels.
 _QUICK_BATCH, _QUICK_SIDE, _BATCH = 8, 32, 64
@@ -102,7 +99,8 @@ def audit_command(
     try:
         _check(given)
         torch.manual_seed(seed)
-        images, loss_fn, network = _prepare(given)
+        images, loss_fn, network = load_task(given)
+        network = network.to(common.usable_device(device)).train()
         output.mkdir(parents=True, exist_ok=True)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         raise common.fail(error) from None
@@ -166,24 +164,6 @@ def _check(given: dict[str, Any]) -> None:
         given["image_size"] = _QUICK_SIDE
     plan = dict.fromkeys(Plan.__annotations__)
     Plan.of(quick, **{**plan, **{k: given[k] for k in plan if k in given}})
-
-
-def _prepare(given: dict[str, Any]) -> tuple[ImageData, LossFunction, nn.Module]:
-    """The data, the loss, and the model at its weights, in train mode."""
-    loss_fn = common.build_loss(given["loss"])
-    images = load_data(
-        given["data"],
-        batch_size=given["batch_size"],
-        seed=given["seed"],
-        augment=False,
-        image_size=given["image_size"],
-        workers=given["workers"],
-    )
-    shape = common.model_shape(*(given[k] for k in ("width", "depth", "activation", "norm")))
-    model = build_model(given["model"], images.classes, images.channels, **shape)
-    if given["checkpoint"] is not None:
-        load_weights(given["checkpoint"], model, given["model"], images.classes, images.channels)
-    return images, loss_fn, model.to(common.usable_device(given["device"])).train()
 
 
 @contextmanager

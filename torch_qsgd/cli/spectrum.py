@@ -17,16 +17,16 @@ from torch.utils.data import DataLoader
 
 from torch_qsgd.checks import require_integer, require_number, require_one_of
 from torch_qsgd.cli import common
-from torch_qsgd.cli.checkpoint import load_weights, zeros_held
+from torch_qsgd.cli.checkpoint import zeros_held
 from torch_qsgd.cli.layers import layer_blocks, require_layers
 from torch_qsgd.cli.spectrum_report import SpectrumReport
+from torch_qsgd.cli.task import load_task
 from torch_qsgd.cli.unfinished import Unfinished
-from torch_qsgd.data import fixed_batches, load_data
+from torch_qsgd.data import fixed_batches
 from torch_qsgd.errors import DivergenceError, GraphError
 from torch_qsgd.hessian import HessianOperator, Spectrum, eigenpairs_of, spectrum_of
 from torch_qsgd.hessian.masses import counted
 from torch_qsgd.hessian.operator import KINDS
-from torch_qsgd.models import build_model
 from torch_qsgd.optim import QuantumSGD
 from torch_qsgd.training import LossFunction, evaluate
 
@@ -206,19 +206,7 @@ def _digest(checkpoint: Path) -> str:
 def _prepare(console: Console, given: Mapping[str, Any]) -> _Task:
     """The model at its weights, its loss and its data, after a first look that they go together."""
     torch.manual_seed(given["seed"])
-    loss_fn = common.build_loss(given["loss"])
-    images = load_data(
-        given["data"],
-        batch_size=given["batch_size"],
-        seed=given["seed"],
-        augment=False,
-        image_size=given["image_size"],
-        workers=given["workers"],
-    )
-    shape = common.model_shape(*(given[k] for k in ("width", "depth", "activation", "norm")))
-    model = build_model(given["model"], images.classes, images.channels, **shape)
-    if given["checkpoint"] is not None:
-        load_weights(given["checkpoint"], model, given["model"], images.classes, images.channels)
+    images, loss_fn, model = load_task(given)
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if not total:
         raise ValueError(f"{given['model']} has no weights to differentiate by")
