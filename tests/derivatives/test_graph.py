@@ -78,6 +78,6 @@ def test_once_differentiable_functions_are_refused():
             return 3 * x**2 * gradient
 
     x = torch.tensor([2.0], requires_grad=True)
-    (gradient,) = torch.autograd.grad(Once.apply(x).sum(), x, create_graph=True)
+    (gradient,) = torch.autograd.grad((Once.apply(x) ** 2).sum(), x, create_graph=True)
     with pytest.raises(GraphError, match="once_differentiable"):
         refuse_unusable_graph([gradient], order=1)
